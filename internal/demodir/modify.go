@@ -35,7 +35,7 @@ func (s *session) modify(op *ber.Packet) result {
 	}
 	s.tree.mu.Lock()
 	defer s.tree.mu.Unlock()
-	// Values are never changed in place, so a copy of the list is enough.
+	// Lists of values are never changed in place, so this copy is enough.
 	next := &entry{dn: e.dn, key: e.key, attrs: slices.Clone(e.attrs)}
 	for _, c := range changes {
 		if r := s.tree.apply(next, c); r.code != ldap.LDAPResultSuccess {
@@ -46,6 +46,7 @@ func (s *session) modify(op *ber.Packet) result {
 		return result{code: ldap.LDAPResultObjectClassViolation, diagnostic: "object class 'groupOfNames' requires attribute 'member'"}
 	}
 	e.attrs = next.attrs
+	e.indexMembers()
 	return result{}
 }
 

@@ -19,7 +19,7 @@ type Tree struct {
 	entries []*entry          // in the order added: parents before children
 	byKey   map[string]*entry
 
-	mu sync.RWMutex // guards the attrs of every entry
+	mu sync.RWMutex // guards the attrs and members of every entry
 }
 
 // entry is one object. dn, key, parent and password never change.
@@ -29,6 +29,7 @@ type entry struct {
 	parent   string // key of the entry above
 	password string // "" means that nobody can bind as this entry
 	attrs    []attr
+	members  []string // keys of the member values, so that memberOf parses nothing
 }
 
 type attr struct {
@@ -63,6 +64,7 @@ func (t *Tree) add(dn, password string, attrs []string) {
 		t.known[strings.ToLower(attrs[i])] = attrs[i]
 		e.add(attrs[i], attrs[i+1])
 	}
+	e.indexMembers()
 	t.entries = append(t.entries, e)
 	t.byKey[e.key] = e
 }
@@ -75,6 +77,14 @@ func (e *entry) add(name, value string) {
 		}
 	}
 	e.attrs = append(e.attrs, attr{name, []string{value}})
+}
+
+// indexMembers follows a change of member.
+func (e *entry) indexMembers() {
+	e.members = nil
+	for _, v := range e.values("member") {
+		e.members = append(e.members, dnKey(v))
+	}
 }
 
 // values returns an attribute's values, or nil.
@@ -96,7 +106,7 @@ func (e *entry) isA(class string) bool {
 func (t *Tree) memberOf(e *entry) []string {
 	var out []string
 	for _, g := range t.entries {
-		if slices.ContainsFunc(g.values("member"), func(v string) bool { return dnKey(v) == e.key }) {
+		if slices.Contains(g.members, e.key) {
 			out = append(out, g.dn)
 		}
 	}
