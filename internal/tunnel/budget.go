@@ -1,0 +1,55 @@
+package tunnel
+
+import (
+	"errors"
+	"sync/atomic"
+)
+
+// ErrBudget is returned by Open when the memory bound leaves no room for even
+// the smallest window.
+var ErrBudget = errors.New("memory budget exhausted")
+
+// Budget bounds the sum of the receive windows of many sessions, over all
+// links of one agent at the hub or over all links of the agent process. What
+// is granted is counted, not what is queued, so the bound holds even if every
+// peer sends all it may. The zero value and nil are unbounded. Safe for
+// concurrent use.
+type Budget struct {
+	max  atomic.Int64 // bytes; 0 = unbounded
+	used atomic.Int64
+}
+
+// NewBudget returns a Budget of max bytes; 0 is unbounded.
+func NewBudget(max int64) *Budget {
+	b := new(Budget)
+	b.max.Store(max)
+	return b
+}
+
+// SetMax changes the bound. What is already granted stays.
+func (b *Budget) SetMax(max int64) { b.max.Store(max) }
+
+// Used returns the bytes granted now.
+func (b *Budget) Used() int64 {
+	if b == nil {
+		return 0
+	}
+	return b.used.Load()
+}
+
+func (b *Budget) reserve(n int64) bool {
+	if b == nil {
+		return true
+	}
+	if limit := b.max.Load(); b.used.Add(n) > limit && limit > 0 {
+		b.used.Add(-n)
+		return false
+	}
+	return true
+}
+
+func (b *Budget) release(n int64) {
+	if b != nil {
+		b.used.Add(-n)
+	}
+}

@@ -1,0 +1,60 @@
+package tunnel
+
+import (
+	"io"
+	"net"
+	"time"
+)
+
+// Carrier is one link's byte stream: frames straight on a connection
+// ([NewNative]) or inside WebSocket messages ([NewWebSocket]). Another
+// transport, such as a QUIC stream, fits behind the same interface.
+//
+// One goroutine may read while another writes. Each Write holds whole frames.
+type Carrier interface {
+	io.Reader
+	// Write takes p whole or fails. It may keep a copy of p until Flush, but
+	// never p itself.
+	Write(p []byte) (int, error)
+	Flush() error
+	// Close unblocks Read and Write. It may be called twice.
+	Close() error
+	SetReadDeadline(t time.Time) error
+	SetWriteDeadline(t time.Time) error
+	// Name is the value of the HTTP Upgrade header: "nowconnect" or "websocket".
+	Name() string
+}
+
+// Names of the carriers as they stand in the HTTP Upgrade header.
+const (
+	NativeName    = "nowconnect"
+	WebSocketName = "websocket"
+)
+
+// native carries frames straight on a connection.
+type native struct {
+	net.Conn
+	r     io.Reader
+	flush func() error
+}
+
+// NewNative returns the carrier that writes frames straight to conn. r yields
+// bytes that were already read from conn (the rest of an HTTP upgrade) and
+// then conn's own; nil means conn itself. flush, when not nil, is called after
+// each batch of writes.
+func NewNative(conn net.Conn, r io.Reader, flush func() error) Carrier {
+	if r == nil {
+		r = conn
+	}
+	return &native{Conn: conn, r: r, flush: flush}
+}
+
+func (c *native) Name() string               { return NativeName }
+func (c *native) Read(p []byte) (int, error) { return c.r.Read(p) }
+
+func (c *native) Flush() error {
+	if c.flush == nil {
+		return nil
+	}
+	return c.flush()
+}

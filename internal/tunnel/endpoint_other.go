@@ -1,0 +1,22 @@
+//go:build !unix
+
+package tunnel
+
+import (
+	"net"
+	"time"
+)
+
+// rawSocket is not available: sessions read into a held buffer and write from
+// a queue.
+type rawSocket struct{}
+
+func newRawSocket(*net.TCPConn) *rawSocket { return nil }
+
+func (*rawSocket) read(int) (*frames, int, error)                  { panic("unreachable") }
+func (*rawSocket) writeSome([]byte) (int, error)                   { panic("unreachable") }
+func (*rawSocket) awaitWritable(*net.TCPConn, time.Duration) error { panic("unreachable") }
+func (*rawSocket) awaitHangup() error                              { panic("unreachable") }
+func (*rawSocket) reset() bool                                     { return false }
+
+func isNotConnected(error) bool { return false }

@@ -1,0 +1,163 @@
+//go:build unix
+
+package tunnel
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// rawSocket does on a TCP socket what net.Conn cannot: read into a buffer that
+// is taken only once bytes are there, write without waiting, and notice a
+// reset while nobody reads. The closures are made once per session, so that
+// none of it allocates.
+//
+// Reading belongs to one goroutine and writing to one at a time.
+type rawSocket struct {
+	conn syscall.RawConn
+
+	readFn  func(fd uintptr) bool
+	want    int // bytes
+	got     *frames
+	iov     [4][]byte
+	n       int
+	readErr error
+
+	writeFn  func(fd uintptr) bool
+	out      []byte
+	wrote    int
+	writeErr error
+
+	writableFn func(fd uintptr) bool
+	hangupFn   func(fd uintptr) bool
+}
+
+// newRawSocket returns nil when t has no file descriptor to offer.
+func newRawSocket(t *net.TCPConn) *rawSocket {
+	c, err := t.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	r := &rawSocket{conn: c}
+	r.readFn, r.writeFn, r.writableFn, r.hangupFn = r.tryRead, r.tryWrite, r.tryWritable, r.tryHangup
+	return r
+}
+
+// read waits for bytes and returns at most want of them, unsealed, in a buffer
+// of the pool.
+func (r *rawSocket) read(want int) (*frames, int, error) {
+	r.want = want
+	if err := r.conn.Read(r.readFn); err != nil {
+		return nil, 0, err
+	}
+	f := r.got
+	r.got = nil
+	switch {
+	case r.readErr != nil:
+		f.free()
+		return nil, 0, r.readErr
+	case r.n == 0:
+		f.free()
+		return nil, 0, io.EOF
+	}
+	return f, r.n, nil
+}
+
+func (r *rawSocket) tryRead(fd uintptr) bool {
+	f := getFrames(r.want)
+	slots := f.slots(r.iov[:0], r.want)
+	for {
+		if len(slots) == 1 {
+			r.n, r.readErr = unix.Read(int(fd), slots[0])
+		} else {
+			r.n, r.readErr = readv(int(fd), slots)
+		}
+		if !errors.Is(r.readErr, unix.EINTR) {
+			break
+		}
+	}
+	if r.readErr == unix.EAGAIN {
+		f.free() // idle: wait without a buffer
+		return false
+	}
+	if r.readErr != nil {
+		r.n, r.readErr = 0, os.NewSyscallError("read", r.readErr)
+	}
+	r.got = f
+	return true
+}
+
+// writeSome writes what the kernel takes at once.
+func (r *rawSocket) writeSome(p []byte) (int, error) {
+	r.out = p
+	err := r.conn.Write(r.writeFn)
+	r.out = nil
+	if err != nil {
+		return 0, err
+	}
+	return r.wrote, r.writeErr
+}
+
+func (r *rawSocket) tryWrite(fd uintptr) bool {
+	for {
+		r.wrote, r.writeErr = unix.Write(int(fd), r.out)
+		if r.writeErr == unix.EINTR {
+			continue
+		}
+		break
+	}
+	if r.writeErr == unix.EAGAIN {
+		r.wrote, r.writeErr = 0, nil
+	}
+	if r.writeErr != nil {
+		r.wrote, r.writeErr = 0, os.NewSyscallError("write", r.writeErr)
+	}
+	return true // never wait here
+}
+
+// awaitWritable waits until the kernel would take more bytes, at most d.
+func (r *rawSocket) awaitWritable(t *net.TCPConn, d time.Duration) error {
+	_ = t.SetWriteDeadline(time.Now().Add(d))
+	err := r.conn.Write(r.writableFn)
+	_ = t.SetWriteDeadline(time.Time{})
+	return err
+}
+
+func (r *rawSocket) tryWritable(fd uintptr) bool {
+	return poll(fd, unix.POLLOUT)&(unix.POLLOUT|unix.POLLERR|unix.POLLHUP) != 0
+}
+
+// awaitHangup waits until the peer has reset the connection, after its FIN was
+// read, or until a read deadline passes. POLLERR and not POLLHUP tells a
+// reset: the latter also rises when both sides have sent FIN.
+func (r *rawSocket) awaitHangup() error { return r.conn.Read(r.hangupFn) }
+
+func (r *rawSocket) tryHangup(fd uintptr) bool {
+	return poll(fd, 0)&unix.POLLERR != 0
+}
+
+// reset reports whether the peer has reset the connection, without waiting.
+func (r *rawSocket) reset() (gone bool) {
+	_ = r.conn.Control(func(fd uintptr) { gone = poll(fd, 0)&unix.POLLERR != 0 })
+	return gone
+}
+
+func poll(fd uintptr, events int16) int16 {
+	p := [1]unix.PollFd{{Fd: int32(fd), Events: events}}
+	for {
+		_, err := unix.Poll(p[:], 0)
+		if err != unix.EINTR {
+			return p[0].Revents
+		}
+	}
+}
+
+// isNotConnected reports whether a shutdown failed because the peer had
+// already ended the connection.
+func isNotConnected(err error) bool { return errors.Is(err, syscall.ENOTCONN) }

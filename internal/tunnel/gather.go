@@ -1,0 +1,86 @@
+package tunnel
+
+import (
+	"net"
+	"sync"
+)
+
+// gatherSize is how many bytes a Gather holds before it writes by itself. It
+// fits a batch of the link's writer with its TLS record headers.
+const gatherSize = batchBytes + maxQuantum + 8<<10
+
+// Gather is a net.Conn that collects writes until Flush, so that all TLS
+// records of one batch leave in one system call. It belongs between the TCP
+// connection and tls.Client. Reading is untouched. During the TLS handshake
+// it writes through: nobody would flush for crypto/tls.
+type Gather struct {
+	net.Conn
+
+	mu      sync.Mutex
+	collect bool
+	buf     []byte // bytes not yet written; grown on first use
+}
+
+// NewGather returns a Gather over conn that writes through until Collect.
+func NewGather(conn net.Conn) *Gather { return &Gather{Conn: conn} }
+
+// Collect ends the write-through of the handshake: from now on bytes wait for
+// Flush.
+func (g *Gather) Collect() {
+	g.mu.Lock()
+	g.collect = true
+	g.mu.Unlock()
+}
+
+// Write collects p, and writes what it holds when it is full.
+func (g *Gather) Write(p []byte) (int, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.collect {
+		return g.Conn.Write(p)
+	}
+	if len(g.buf)+len(p) > gatherSize {
+		if err := g.flushLocked(); err != nil {
+			return 0, err
+		}
+	}
+	if len(p) >= gatherSize {
+		return g.Conn.Write(p)
+	}
+	g.buf = append(g.buf, p...)
+	return len(p), nil
+}
+
+// Flush writes what was collected.
+func (g *Gather) Flush() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.flushLocked()
+}
+
+func (g *Gather) flushLocked() error {
+	if len(g.buf) == 0 {
+		return nil
+	}
+	_, err := g.Conn.Write(g.buf)
+	if cap(g.buf) > 64<<10 && len(g.buf) < 16<<10 {
+		g.buf = nil // a burst is over: an idle link holds no large buffer
+	} else {
+		g.buf = g.buf[:0]
+	}
+	return err
+}
+
+// Close flushes what it can (crypto/tls writes its close_notify last) and
+// closes the connection. It does not wait for a Write in progress: closing is
+// how such a Write is unblocked.
+func (g *Gather) Close() error {
+	if g.mu.TryLock() {
+		_ = g.flushLocked() // best effort: the connection is going away
+		g.mu.Unlock()
+	}
+	return g.Conn.Close()
+}
+
+// NetConn returns the connection below, as tls.Conn.NetConn does.
+func (g *Gather) NetConn() net.Conn { return g.Conn }

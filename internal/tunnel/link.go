@@ -1,0 +1,320 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nowconnect/nowconnect/internal/wire"
+)
+
+// Defaults of Config.
+const (
+	DefaultPing      = 20 * time.Second
+	DefaultWindow    = 64 << 10
+	DefaultMaxWindow = 4 << 20
+)
+
+// ErrDraining is returned by Open when either side takes no new sessions.
+var ErrDraining = errors.New("link is draining")
+
+// Config holds what all sessions of a link share. The zero value works.
+type Config struct {
+	// PingInterval is how long a link without traffic waits between PINGs; 0
+	// means 20 s. While bytes move, a PING goes out every second to keep the
+	// round trip time that windows grow by. PingTimeout is how long the PONG
+	// may take, whatever else arrives; 0 means 20 s.
+	PingInterval, PingTimeout time.Duration
+	// Window is how many bytes of each session the peer may send before it is
+	// granted more; 0 means 64 KiB. MaxWindow bounds its growth; 0 means 4 MiB.
+	Window, MaxWindow uint32
+	// Budget bounds the windows of all sessions together; nil means no bound.
+	Budget *Budget
+	// OnOpen, on the agent, receives every new session. It runs on the link's
+	// reader and must not block: it hands the session to a goroutine that
+	// calls Accept or Refuse.
+	OnOpen func(*Session)
+	// OnDrain is called when the peer wants no new sessions. It must not block.
+	OnDrain func(message string)
+	// OnRTT is called with each measured round trip time. It must not block.
+	OnRTT func(time.Duration)
+	// OnAuth, on the hub, receives a fresh credential for the link. It must
+	// not block. nil refuses such frames.
+	OnAuth func(credential []byte)
+}
+
+// Link is one connection between an agent and a hub. The goroutine that calls
+// Serve reads; it starts the writer and the keeper (ping, idle and stalled
+// sessions) and waits for both.
+type Link struct {
+	cfg        Config
+	c          Carrier
+	out        *sender
+	hub        bool
+	peerWindow int64 // what each session may send before credit; hub only
+
+	stop   chan struct{} // closed once the link is over
+	idlers atomic.Int64  // sessions with an idle timeout
+	rtt    atomic.Int64  // nanoseconds, smoothed
+	recvd  atomic.Uint64 // bytes read, to tell an idle link from a busy one
+
+	mu       sync.Mutex // guards all below
+	sessions map[wire.CID]*Session
+	lastCID  wire.CID // newest cid that was ever opened
+	wrapped  bool     // cids have passed their maximum once
+	draining bool
+	err      *LinkError // why the link is over
+	pingSent time.Time  // zero when no PONG is owed
+	pingTok  uint64
+	lastPong time.Time
+}
+
+// NewHubLink makes the hub's end of a link after [Welcome]. peerWindow is the
+// Window of the agent's HELLO.
+func NewHubLink(c Carrier, cfg Config, peerWindow uint32) *Link {
+	l := newLink(c, cfg)
+	l.hub, l.peerWindow = true, int64(peerWindow)
+	return l
+}
+
+// NewAgentLink makes the agent's end of a link after [SayHello].
+func NewAgentLink(c Carrier, cfg Config) *Link { return newLink(c, cfg) }
+
+func newLink(c Carrier, cfg Config) *Link {
+	if cfg.PingInterval <= 0 {
+		cfg.PingInterval = DefaultPing
+	}
+	if cfg.PingTimeout <= 0 {
+		cfg.PingTimeout = DefaultPing
+	}
+	if cfg.Window == 0 {
+		cfg.Window = DefaultWindow
+	}
+	if cfg.MaxWindow == 0 {
+		cfg.MaxWindow = DefaultMaxWindow
+	}
+	return &Link{
+		cfg: cfg, c: c, out: newSender(c),
+		stop: make(chan struct{}), sessions: make(map[wire.CID]*Session),
+	}
+}
+
+// Serve runs the link until it ends and returns why, always as a *[LinkError].
+// When ctx ends the link is closed with reason shutdown.
+func (l *Link) Serve(ctx context.Context) error {
+	var wg sync.WaitGroup
+	wg.Go(func() { l.out.run(l.stop, func(err error) { l.fail(lost(err)) }) })
+	wg.Go(l.keep)
+	cancel := context.AfterFunc(ctx, func() { l.Close(wire.ReasonShutdown, "") })
+	err := l.read()
+	l.fail(err)
+	cancel()
+	wg.Wait()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+func lost(err error) *LinkError { return &LinkError{Reason: wire.ReasonLinkLost, Err: err} }
+
+// fail ends the link once: every session ends, the carrier closes.
+func (l *Link) fail(err *LinkError) {
+	l.mu.Lock()
+	if l.err != nil {
+		l.mu.Unlock()
+		return
+	}
+	l.err = err
+	sessions := make([]*Session, 0, len(l.sessions))
+	for _, s := range l.sessions {
+		sessions = append(sessions, s)
+	}
+	l.mu.Unlock()
+
+	l.out.die(err)
+	close(l.stop)
+	_ = l.c.Close()
+	r := Result{Reason: wire.ReasonLinkLost, Message: err.Error(), Remote: err.Remote}
+	if err.Reason == wire.ReasonShutdown || err.Reason == wire.ReasonRevoked {
+		r.Reason = err.Reason
+	}
+	for _, s := range sessions {
+		s.finish(r)
+	}
+}
+
+// closeTime bounds how long CLOSE may take to reach the socket.
+const closeTime = time.Second
+
+// Close ends the link and all its sessions. The peer is told why if the
+// carrier takes the frame within a second. It may be called from any goroutine
+// and more than once.
+func (l *Link) Close(r wire.Reason, message string) {
+	if l.Ended() {
+		return
+	}
+	_ = l.out.frame(false, func(b []byte) []byte { return wire.AppendReason(b, 0, r, message) })
+	l.out.awaitIdle(closeTime)
+	l.fail(&LinkError{Reason: r, Message: message})
+}
+
+// Ended reports whether the link is over.
+func (l *Link) Ended() bool {
+	select {
+	case <-l.stop:
+		return true
+	default:
+		return false
+	}
+}
+
+// Drain tells the peer to open no more sessions here; running ones go on.
+func (l *Link) Drain(message string) {
+	l.mu.Lock()
+	l.draining = true
+	l.mu.Unlock()
+	if len(message) > wire.MaxMessage {
+		message = message[:wire.MaxMessage]
+	}
+	_ = l.out.frame(true, func(b []byte) []byte {
+		return wire.AppendFrame(b, wire.TypeDrain, 0, []byte(message))
+	}) // a link that is over drains no more
+}
+
+// Draining reports whether either side wants no new sessions.
+func (l *Link) Draining() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.draining
+}
+
+// NumSessions returns the number of live sessions.
+func (l *Link) NumSessions() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.sessions)
+}
+
+// RTT returns the smoothed round trip time; 0 before the first PONG.
+func (l *Link) RTT() time.Duration { return time.Duration(l.rtt.Load()) }
+
+// Open begins a session towards the agent's connector o.Connector. Client
+// bytes may be sent at once, before the agent has answered. It fails with
+// [ErrBudget], [ErrDraining] or, when the link is over, a *[LinkError].
+func (l *Link) Open(o wire.Open, cfg SessionConfig) (*Session, error) {
+	maxWindow := int64(cfg.MaxWindow)
+	if maxWindow == 0 {
+		maxWindow = int64(l.cfg.MaxWindow)
+	}
+	maxWindow = min(max(maxWindow, wire.MaxFrame), wire.MaxWindow)
+	window, ok := l.reserve(min(int64(l.cfg.Window), maxWindow))
+	if !ok {
+		return nil, ErrBudget
+	}
+	o.Window = uint32(window)
+	l.mu.Lock()
+	if err := l.openableLocked(); err != nil {
+		l.mu.Unlock()
+		l.cfg.Budget.release(window)
+		return nil, err
+	}
+	s := newSession(l, l.nextCIDLocked(), cfg)
+	s.open, s.credit = o, l.peerWindow
+	s.window, s.avail, s.reserved, s.maxWindow = window, window, window, maxWindow
+	l.sessions[s.cid] = s
+	l.mu.Unlock()
+
+	if cfg.IdleTimeout > 0 {
+		s.touch()
+		l.idlers.Add(1) // finish takes it back
+	}
+	if cfg.ConnectTimeout > 0 {
+		s.mu.Lock()
+		s.timer = time.AfterFunc(cfg.ConnectTimeout, func() {
+			s.Reset(wire.ReasonConnectTimeout, fmt.Sprintf("no answer from the agent's target within %v", cfg.ConnectTimeout))
+		})
+		s.mu.Unlock()
+	}
+	var bad error
+	err := l.out.frame(true, func(b []byte) []byte {
+		withOpen, err := wire.AppendMessage(b, wire.TypeOpen, s.cid, &o, wire.MaxData)
+		if err != nil {
+			bad = err
+			return b
+		}
+		return withOpen
+	})
+	if bad != nil {
+		s.finish(Result{Reason: wire.ReasonConnectFailed, Message: bad.Error()})
+		return nil, bad
+	}
+	if err != nil {
+		s.finish(Result{Reason: wire.ReasonLinkLost, Message: err.Error()})
+		return nil, err
+	}
+	return s, nil
+}
+
+// reserve takes window bytes from the budget, or the least that works when
+// memory is short: one frame.
+func (l *Link) reserve(window int64) (int64, bool) {
+	if l.cfg.Budget.reserve(window) {
+		return window, true
+	}
+	if window > wire.MaxFrame && l.cfg.Budget.reserve(wire.MaxFrame) {
+		return wire.MaxFrame, true
+	}
+	return 0, false
+}
+
+func (l *Link) openableLocked() error {
+	switch {
+	case l.err != nil:
+		return l.err
+	case l.draining:
+		return ErrDraining
+	}
+	return nil
+}
+
+func (l *Link) nextCIDLocked() wire.CID {
+	for {
+		if l.lastCID++; l.lastCID == 0 {
+			l.lastCID, l.wrapped = 1, true
+		}
+		if _, taken := l.sessions[l.lastCID]; !taken {
+			return l.lastCID
+		}
+	}
+}
+
+// forget removes a session that is over.
+func (l *Link) forget(s *Session) {
+	l.mu.Lock()
+	delete(l.sessions, s.cid)
+	l.mu.Unlock()
+}
+
+// session returns the live session cid. known is false when no such session
+// was ever opened on this link: then the peer is at fault; else its frame was
+// under way when the session ended.
+func (l *Link) session(cid wire.CID) (s *Session, known bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s = l.sessions[cid]
+	return s, s != nil || l.wrapped || cid <= l.lastCID
+}
+
+// Sessions returns the live sessions.
+func (l *Link) Sessions() []*Session {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := make([]*Session, 0, len(l.sessions))
+	for _, s := range l.sessions {
+		out = append(out, s)
+	}
+	return out
+}

@@ -1,0 +1,228 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/nowconnect/nowconnect/internal/wire"
+)
+
+// readSize is the link's read buffer in bytes: two TLS records, because
+// crypto/tls returns at most one per call and the rest of a frame may be in
+// the next.
+const readSize = 2 * wire.MaxFrame
+
+// input is the reading side of a link, owned by the goroutine that serves it.
+type input struct {
+	c       Carrier
+	buf     []byte
+	r, w    int       // unread bytes are buf[r:w]
+	arrived time.Time // when the newest bytes were read
+}
+
+// fill reads more bytes, making room first.
+func (in *input) fill(l *Link) error {
+	if in.r > 0 {
+		in.w = copy(in.buf, in.buf[in.r:in.w])
+		in.r = 0
+	}
+	n, err := in.c.Read(in.buf[in.w:])
+	in.w += n
+	if n > 0 {
+		in.arrived = time.Now()
+		l.recvd.Add(uint64(n))
+		return nil
+	}
+	if err == nil {
+		err = io.ErrNoProgress
+	}
+	return err
+}
+
+// need makes at least n unread bytes available. n is at most readSize.
+func (in *input) need(l *Link, n int) error {
+	for in.w-in.r < n {
+		if err := in.fill(l); err != nil {
+			if errors.Is(err, io.EOF) && in.w > in.r {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// read takes frames from the carrier until the link ends.
+func (l *Link) read() *LinkError {
+	in := &input{c: l.c, buf: make([]byte, readSize)}
+	for {
+		if err := in.need(l, wire.HeaderLen); err != nil {
+			return lost(err)
+		}
+		h := wire.ParseHeader(in.buf[in.r:])
+		if err := h.Check(); err != nil {
+			return l.protocol(err)
+		}
+		in.r += wire.HeaderLen
+		var err *LinkError
+		if h.Type == wire.TypeData {
+			err = l.readData(in, h)
+		} else {
+			err = l.readControl(in, h)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// readData passes a DATA frame's payload on as it arrives: a frame need not be
+// complete to be useful.
+func (l *Link) readData(in *input, h wire.Header) *LinkError {
+	s, known := l.session(h.CID)
+	if !known {
+		return l.protocol(fmt.Errorf("%v cid %d: %w", h.Type, h.CID, wire.ErrUnknownCID))
+	}
+	if s != nil {
+		s.obs().FrameReceived(int(h.Length))
+	}
+	for left := int(h.Length); left > 0; {
+		if in.r == in.w {
+			if err := in.fill(l); err != nil {
+				return lost(err)
+			}
+		}
+		p := in.buf[in.r:min(in.w, in.r+left)]
+		in.r += len(p)
+		left -= len(p)
+		if s != nil {
+			s.deliver(p, in.arrived)
+		}
+	}
+	return nil
+}
+
+// readControl reads a whole frame and acts on it.
+func (l *Link) readControl(in *input, h wire.Header) *LinkError {
+	if err := in.need(l, int(h.Length)); err != nil {
+		return lost(err)
+	}
+	p := in.buf[in.r : in.r+int(h.Length)]
+	in.r += int(h.Length)
+	if !h.Type.Known() {
+		return nil // optional, says Check
+	}
+	if h.CID == 0 {
+		return l.linkFrame(h.Type, p)
+	}
+	if h.Type == wire.TypeOpen {
+		return l.openFrame(h.CID, p)
+	}
+	s, known := l.session(h.CID)
+	if !known {
+		return l.protocol(fmt.Errorf("%v cid %d: %w", h.Type, h.CID, wire.ErrUnknownCID))
+	}
+	if s == nil {
+		return nil // under way when the session ended
+	}
+	switch h.Type {
+	case wire.TypeOpened:
+		if !l.hub || !s.fromOpened() {
+			return l.protocol(fmt.Errorf("%v: %w", h.Type, wire.ErrUnexpected))
+		}
+	case wire.TypeFin:
+		s.fromFin()
+	case wire.TypeRst:
+		s.fromReset(wire.ParseReason(p))
+	case wire.TypeCredit:
+		if !l.out.credit(s, wire.ParseCredit(p)) {
+			return l.protocol(fmt.Errorf("%v cid %d: more than %d bytes outstanding: %w", h.Type, h.CID, wire.MaxWindow, wire.ErrBadFrame))
+		}
+	}
+	return nil
+}
+
+// linkFrame acts on a frame of cid 0.
+func (l *Link) linkFrame(t wire.Type, p []byte) *LinkError {
+	switch t {
+	case wire.TypePing:
+		token := wire.ParsePing(p)
+		if err := l.out.frame(false, func(b []byte) []byte { return wire.AppendPing(b, wire.TypePong, token) }); err != nil {
+			return lost(err)
+		}
+	case wire.TypePong:
+		l.pong(wire.ParsePing(p))
+	case wire.TypeDrain:
+		l.mu.Lock()
+		l.draining = true
+		l.mu.Unlock()
+		if l.cfg.OnDrain != nil {
+			l.cfg.OnDrain(string(p))
+		}
+	case wire.TypeClose:
+		r, msg := wire.ParseReason(p)
+		return &LinkError{Reason: r, Message: msg, Remote: true}
+	case wire.TypeAuth:
+		if !l.hub || l.cfg.OnAuth == nil {
+			return l.protocol(fmt.Errorf("%v: %w", t, wire.ErrUnexpected))
+		}
+		l.cfg.OnAuth(append([]byte(nil), p...))
+	case wire.TypeAuthAck:
+		if l.hub {
+			return l.protocol(fmt.Errorf("%v: %w", t, wire.ErrUnexpected))
+		}
+	}
+	return nil
+}
+
+// openFrame begins a session on the agent.
+func (l *Link) openFrame(cid wire.CID, p []byte) *LinkError {
+	if l.hub || l.cfg.OnOpen == nil {
+		return l.protocol(fmt.Errorf("OPEN cid %d: %w", cid, wire.ErrUnexpected))
+	}
+	var o wire.Open
+	if err := wire.Decode(p, &o); err != nil {
+		return l.protocol(err)
+	}
+	window := int64(l.cfg.Window)
+	enough := l.cfg.Budget.reserve(window)
+	l.mu.Lock()
+	if _, twice := l.sessions[cid]; twice {
+		l.mu.Unlock()
+		return l.protocol(fmt.Errorf("OPEN cid %d: already open: %w", cid, wire.ErrUnexpected))
+	}
+	if cid < l.lastCID {
+		l.wrapped = true
+	}
+	l.lastCID = cid
+	s := newSession(l, cid, SessionConfig{})
+	s.open, s.credit = o, int64(o.Window)
+	s.window, s.avail, s.maxWindow = window, window, max(int64(l.cfg.MaxWindow), window)
+	if enough {
+		s.reserved = window
+	}
+	l.sessions[cid] = s
+	draining := l.draining
+	l.mu.Unlock()
+	switch {
+	case !enough:
+		s.Reset(wire.ReasonLimit, "agent: "+ErrBudget.Error())
+	case draining:
+		s.Reset(wire.ReasonDraining, "agent is draining")
+	default:
+		l.cfg.OnOpen(s)
+	}
+	return nil
+}
+
+// protocol ends the link because of what the peer sent, and tells it so, if
+// the carrier takes the frame within a second.
+func (l *Link) protocol(err error) *LinkError {
+	_ = l.out.frame(false, func(b []byte) []byte {
+		return wire.AppendReason(b, 0, wire.ReasonProtocol, err.Error())
+	})
+	l.out.awaitIdle(closeTime)
+	return &LinkError{Reason: wire.ReasonProtocol, Err: err}
+}

@@ -1,0 +1,5 @@
+package tunnel
+
+import "golang.org/x/sys/unix"
+
+func readv(fd int, slots [][]byte) (int, error) { return unix.Readv(fd, slots) }

@@ -1,0 +1,283 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"github.com/nowconnect/nowconnect/internal/wire"
+)
+
+// minRTT is the least round trip that window growth assumes. Below it the
+// window is not what limits a session.
+const minRTT = time.Millisecond
+
+// sockets returns what the endpoint offers beyond net.Conn.
+func sockets(ep *Endpoint) (raw, below *rawSocket) {
+	if t, ok := ep.Conn.(*net.TCPConn); ok {
+		return newRawSocket(t), nil
+	}
+	if ep.TCP != nil {
+		below = newRawSocket(ep.TCP)
+	}
+	return nil, below
+}
+
+// deliver takes payload bytes from the link's reader; p is valid only during
+// the call. arrived is when they were read from the link. It never blocks.
+func (s *Session) deliver(p []byte, arrived time.Time) {
+	s.mu.Lock()
+	if s.over {
+		s.mu.Unlock()
+		return
+	}
+	if s.finGot {
+		s.mu.Unlock()
+		s.Reset(wire.ReasonRst, "peer sent data after FIN")
+		return
+	}
+	if s.avail -= int64(len(p)); s.avail < 0 {
+		over := -s.avail
+		s.mu.Unlock()
+		s.Reset(wire.ReasonOverflow, fmt.Sprintf("%d bytes beyond the credit", over))
+		return
+	}
+	s.touch()
+	var grant uint32
+	if s.ep != nil && s.raw != nil && !s.draining {
+		n, err := s.raw.writeSome(p)
+		s.obs().WriteTime(time.Since(arrived))
+		if err != nil {
+			s.mu.Unlock()
+			s.localWriteFailed(err)
+			return
+		}
+		grant = s.wroteLocked(p[:n])
+		p = p[n:]
+	}
+	if len(p) > 0 {
+		s.q.push(p)
+		s.backlog.Add(int64(len(p)))
+		if s.ep != nil && !s.draining {
+			s.startDrainLocked()
+		}
+	}
+	s.mu.Unlock()
+	s.grant(grant)
+}
+
+// fromFin handles the peer's FIN: the local side gets it after the last byte.
+func (s *Session) fromFin() {
+	s.obs().FinReceived()
+	s.mu.Lock()
+	switch {
+	case s.over:
+		s.mu.Unlock()
+	case s.finGot:
+		s.mu.Unlock()
+		s.Reset(wire.ReasonRst, "peer sent a second FIN")
+	default:
+		s.finGot = true
+		direct := s.ep != nil && s.raw != nil && !s.draining
+		if s.ep != nil && !direct && !s.draining {
+			s.startDrainLocked() // a TLS close_notify may block: not on the link's reader
+		}
+		s.mu.Unlock()
+		if direct {
+			s.passFin()
+		}
+	}
+}
+
+// startDrainLocked starts the goroutine that empties the queue.
+func (s *Session) startDrainLocked() {
+	s.draining = true
+	s.drains.Add(1)
+	go s.drain()
+}
+
+// drain writes the queue to the local side, waiting for it, until the queue is
+// empty. Run waits for it.
+func (s *Session) drain() {
+	defer s.drains.Done()
+	for {
+		s.mu.Lock()
+		if s.over {
+			s.q.clear()
+			s.backlog.Store(0)
+			s.draining = false
+			s.mu.Unlock()
+			return
+		}
+		c := s.q.pop()
+		if c == nil {
+			s.draining = false
+			fin := s.finGot
+			s.mu.Unlock()
+			if fin {
+				s.passFin()
+			}
+			return
+		}
+		s.mu.Unlock()
+		err := s.drainChunk(c)
+		chunks.Put(c)
+		if err != nil {
+			s.localWriteFailed(err)
+		}
+	}
+}
+
+// drainChunk writes one chunk of the queue.
+func (s *Session) drainChunk(c *chunk) error {
+	for p := c.b[c.r:c.w]; len(p) > 0; {
+		n, err := s.drainSome(p)
+		if err != nil {
+			return err
+		}
+		s.backlog.Add(-int64(n))
+		s.mu.Lock()
+		grant := s.wroteLocked(p[:n])
+		s.mu.Unlock()
+		s.grant(grant)
+		p = p[n:]
+	}
+	return nil
+}
+
+// drainSome writes as much of p as the local side takes, at least one byte.
+func (s *Session) drainSome(p []byte) (int, error) {
+	start := time.Now()
+	if s.raw != nil {
+		n, err := s.raw.writeSome(p)
+		if err != nil || n > 0 {
+			s.obs().WriteTime(time.Since(start))
+			return n, err
+		}
+		if err := s.awaitDrained(s.raw, start); err != nil {
+			return 0, err
+		}
+		return s.raw.writeSome(p)
+	}
+	if s.below != nil {
+		if err := s.awaitDrained(s.below, start); err != nil {
+			return 0, err
+		}
+		start = time.Now()
+	}
+	n, err := s.ep.Conn.Write(p)
+	s.obs().WriteTime(time.Since(start))
+	return n, err
+}
+
+// awaitDrained waits until the local socket takes bytes again. While it waits
+// it tells the observer once per second, so that a client that has stopped
+// reading for good is seen while it lasts.
+func (s *Session) awaitDrained(r *rawSocket, start time.Time) error {
+	waited := false
+	for {
+		err := r.awaitWritable(s.ep.socket(), time.Second)
+		if waited = waited || err != nil || time.Since(start) > 50*time.Microsecond; waited {
+			s.obs().DrainTime(time.Since(start))
+		}
+		if err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
+		}
+		select {
+		case <-s.done:
+			return errSessionOver
+		default:
+		}
+		start = time.Now()
+	}
+}
+
+// wroteLocked accounts bytes that the local side took and returns the credit
+// to grant, if it is time to.
+func (s *Session) wroteLocked(p []byte) uint32 {
+	n := int64(len(p))
+	if n == 0 {
+		return 0
+	}
+	if s.ep.Watch != nil {
+		s.ep.Watch.ToLocal(p)
+	}
+	s.obs().Written(len(p))
+	s.received.Add(n)
+	s.unacked += n
+	s.epochBytes += n
+	if s.unacked < s.window/4 {
+		return 0
+	}
+	grant := s.unacked + s.growLocked()
+	s.unacked = 0
+	s.avail += grant
+	return uint32(grant)
+}
+
+// growLocked doubles the window when half of it was used within two round
+// trips, so that the window and not the local side limits the session. A local
+// side that lets the queue grow gets no more. The budget has the last word.
+func (s *Session) growLocked() int64 {
+	if s.window >= s.maxWindow || s.epochBytes < s.window/2 {
+		return 0
+	}
+	now := time.Now()
+	quick := now.Sub(s.epochStart) < 2*max(s.link.RTT(), minRTT)
+	s.epochStart, s.epochBytes = now, 0
+	if !quick || s.backlog.Load() > s.window/4 {
+		return 0
+	}
+	more := min(s.window, s.maxWindow-s.window)
+	if !s.link.cfg.Budget.reserve(more) {
+		return 0
+	}
+	s.window += more
+	s.reserved += more
+	return more
+}
+
+func (s *Session) grant(n uint32) {
+	if n == 0 {
+		return
+	}
+	_ = s.link.out.frame(false, func(b []byte) []byte {
+		return wire.AppendCredit(b, s.cid, n)
+	}) // a dead link needs no credit
+}
+
+// passFin ends the direction towards the local side.
+func (s *Session) passFin() {
+	err := s.ep.CloseWrite()
+	if err != nil && !errors.Is(err, errNoHalfClose) && !errors.Is(err, net.ErrClosed) && !isNotConnected(err) {
+		s.localWriteFailed(err)
+		return
+	}
+	// Without a half-close the local side learns it when the other direction
+	// ends too and the connection is closed.
+	s.mu.Lock()
+	s.finDone = true
+	both := s.finSent
+	s.mu.Unlock()
+	if both {
+		s.finish(Result{Reason: wire.ReasonFin})
+	}
+}
+
+// localWriteFailed ends the session because the local side is gone.
+func (s *Session) localWriteFailed(err error) {
+	s.finishWithRst(Result{Reason: wire.ReasonRst, Message: "write: " + err.Error(), WriteErr: err})
+}
+
+// finishWithRst ends the session and tells the peer.
+func (s *Session) finishWithRst(r Result) {
+	if !s.finish(r) {
+		return
+	}
+	s.obs().RstSent()
+	_ = s.link.out.frame(false, func(b []byte) []byte {
+		return wire.AppendReason(b, s.cid, r.Reason, r.Message)
+	})
+}

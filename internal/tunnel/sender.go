@@ -1,0 +1,395 @@
+package tunnel
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/nowconnect/nowconnect/internal/wire"
+)
+
+// Bounds on what waits in front of a link, in bytes.
+const (
+	// batchBytes is how much session data the writer sends before it looks
+	// again for control frames and small frames: the most that an interactive
+	// session waits behind bulk in this process.
+	batchBytes = 128 << 10
+
+	// coalesceBytes is the size up to which a buffer is copied beside others
+	// into one write (one TLS record) instead of written by itself.
+	coalesceBytes = 2 << 10
+
+	// maxQueued stops sessions from reading more from their local sockets.
+	maxQueued = 4 << 20
+
+	// maxControl ends a link whose peer makes us owe it more than this many
+	// bytes of answers without reading them.
+	maxControl = 1 << 20
+)
+
+var errControlFlood = errors.New("peer does not read the answers it asks for")
+
+// sender owns the writing side of a link.
+//
+// A session that finds the carrier free writes its own frames in its own
+// goroutine: no hand-over, no wake-up. While somebody writes, others append to
+// the queue and go on; the link's writer goroutine then sends all of it, many
+// sessions in one write. Each session has at most one buffer in the queue, and
+// the queue is first in, first out, which is round robin. Buffers of a few
+// bytes go before those of many, so that a request never waits for a bulk
+// transfer's turn; within one session the order cannot change, because it has
+// only the one.
+type sender struct {
+	c    Carrier
+	wake chan struct{} // to the writer goroutine; capacity 1
+	ctl  []byte        // owned by whoever holds busy: control bytes being written
+	join []byte        // owned by whoever holds busy: small buffers side by side
+	out  []*frames     // owned by whoever holds busy: session data being written
+
+	mu      sync.Mutex // guards all below, and Session.credit, .queued, .ended, .room
+	busy    bool       // somebody is writing to the carrier
+	control []byte     // frames that go before all session data
+	small   []*frames  // buffers of at most coalesceBytes
+	large   []*frames
+	queued  int                   // bytes in small and large
+	waiting []*Session            // for queued to fall below maxQueued, first come first served
+	stalled map[*Session]struct{} // sessions that wait for credit
+	dead    error                 // why nothing can be written any more
+	idle    sync.Cond             // busy became false, or dead was set
+	written uint64                // bytes handed to the carrier; tells an idle link from a busy one
+}
+
+func newSender(c Carrier) *sender {
+	w := &sender{c: c, wake: make(chan struct{}, 1)}
+	w.idle.L = &w.mu
+	return w
+}
+
+// run is the writer goroutine: it sends what others queued, until stop. Once
+// nothing can be written any more, whoever found out, it tells fail.
+func (w *sender) run(stop <-chan struct{}, fail func(error)) {
+	for {
+		select {
+		case <-stop:
+			return
+		case <-w.wake:
+		}
+		w.mu.Lock()
+		for w.dead == nil && w.takeLocked() {
+			w.mu.Unlock()
+			err := w.write()
+			w.mu.Lock()
+			if err != nil {
+				w.dieLocked(err)
+			}
+		}
+		w.busy = false
+		w.idle.Broadcast()
+		dead := w.dead
+		w.mu.Unlock()
+		if dead != nil {
+			fail(dead)
+			return
+		}
+	}
+}
+
+// takeLocked moves the next batch from the queue to the fields that write
+// owns. It reports whether there is one.
+func (w *sender) takeLocked() bool {
+	w.ctl, w.control = w.control, w.ctl[:0]
+	w.out = w.out[:0]
+	n := 0
+	for _, f := range w.small {
+		n += w.takeOneLocked(f)
+	}
+	clear(w.small)
+	w.small = w.small[:0]
+	i := 0
+	for ; i < len(w.large) && n < batchBytes; i++ {
+		n += w.takeOneLocked(w.large[i])
+	}
+	if i > 0 {
+		rest := copy(w.large, w.large[i:])
+		clear(w.large[rest:])
+		w.large = w.large[:rest]
+	}
+	for len(w.waiting) > 0 && w.queued < maxQueued {
+		s := w.waiting[0]
+		rest := copy(w.waiting, w.waiting[1:])
+		w.waiting[rest] = nil
+		w.waiting = w.waiting[:rest]
+		s.waiting = false
+		s.room.Signal()
+	}
+	return len(w.ctl) > 0 || len(w.out) > 0
+}
+
+// takeOneLocked moves f to the batch, or drops it when its session is over.
+func (w *sender) takeOneLocked(f *frames) int {
+	w.queued -= f.n
+	f.s.queued = false
+	f.s.room.Signal()
+	if f.s.ended {
+		f.free()
+		return 0
+	}
+	w.out = append(w.out, f)
+	return f.n
+}
+
+// write sends the batch. The caller holds busy and not mu.
+func (w *sender) write() error {
+	w.join = append(w.join[:0], w.ctl...)
+	var err error
+	for _, f := range w.out {
+		if err == nil && f.n <= coalesceBytes && len(w.join)+f.n <= wire.MaxFrame {
+			w.join = append(w.join, f.bytes()...)
+			f.free()
+			continue
+		}
+		if err == nil && len(w.join) > 0 {
+			_, err = w.c.Write(w.join)
+			w.join = w.join[:0]
+		}
+		if err == nil && f.n <= coalesceBytes {
+			w.join = append(w.join, f.bytes()...)
+		} else if err == nil {
+			_, err = w.c.Write(f.bytes())
+		}
+		f.free()
+	}
+	if err == nil && len(w.join) > 0 {
+		_, err = w.c.Write(w.join)
+	}
+	if err == nil {
+		err = w.c.Flush()
+	}
+	if cap(w.ctl) > 64<<10 {
+		w.ctl = nil // after a burst; an idle link holds no large buffers
+	}
+	return err
+}
+
+// claimLocked makes the caller the one who writes, if nobody else does and
+// nothing waits.
+func (w *sender) claimLocked() bool {
+	if w.busy || len(w.small)+len(w.large) > 0 {
+		return false
+	}
+	w.busy = true
+	return true
+}
+
+// releaseLocked ends a claim: the writer goroutine takes over what has
+// gathered meanwhile.
+func (w *sender) releaseLocked() {
+	if len(w.control)+len(w.small)+len(w.large) > 0 && w.dead == nil {
+		w.kick() // busy stays set: it is the writer's now
+		return
+	}
+	w.busy = false
+	w.idle.Broadcast()
+}
+
+func (w *sender) kick() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// writeNow sends control frames and f (which may be nil) in the caller's
+// goroutine. The caller has claimed. mu is held on entry and on return.
+func (w *sender) writeNowLocked(f *frames) error {
+	w.ctl, w.control = w.control, w.ctl[:0]
+	w.out = w.out[:0]
+	if f != nil {
+		w.out = append(w.out, f)
+	}
+	w.mu.Unlock()
+	err := w.write()
+	w.mu.Lock()
+	if err != nil {
+		w.dieLocked(err)
+	}
+	w.releaseLocked()
+	return err
+}
+
+// data sends one buffer of a session, in this goroutine if the carrier is
+// free. It returns when the buffer is written or queued; it waits only while
+// the session's previous buffer is still queued. It takes f over and spends
+// the session's credit.
+func (w *sender) data(f *frames) error {
+	s := f.s
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for s.queued && !s.ended && w.dead == nil {
+		s.room.Wait()
+	}
+	switch {
+	case w.dead != nil:
+		f.free()
+		return w.dead
+	case s.ended:
+		f.free()
+		return errSessionOver
+	}
+	w.written += uint64(f.n)
+	s.credit -= int64(f.p)
+	if w.claimLocked() {
+		return w.writeNowLocked(f)
+	}
+	s.queued = true
+	w.queued += f.n
+	if f.n <= coalesceBytes {
+		w.small = append(w.small, f)
+	} else {
+		w.large = append(w.large, f)
+	}
+	return nil
+}
+
+// awaitFlushed waits until the session's queued buffer has been taken, so that
+// a control frame sent next cannot overtake it.
+func (w *sender) awaitFlushed(s *Session) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for s.queued && !s.ended && w.dead == nil {
+		s.room.Wait()
+	}
+}
+
+// frame queues control bytes appended by add. With now, and if the carrier is
+// free, it also sends them in this goroutine; the link's reader must not ask
+// for that, because a write can block.
+func (w *sender) frame(now bool, add func([]byte) []byte) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.dead != nil {
+		return w.dead
+	}
+	w.control = add(w.control)
+	if len(w.control) > maxControl {
+		w.dieLocked(errControlFlood)
+		return errControlFlood
+	}
+	if !w.busy {
+		w.busy = true
+		if now {
+			return w.writeNowLocked(nil)
+		}
+		w.kick()
+	}
+	return nil
+}
+
+// die makes every further send fail with err.
+func (w *sender) die(err error) {
+	w.mu.Lock()
+	w.dieLocked(err)
+	w.mu.Unlock()
+}
+
+func (w *sender) dieLocked(err error) {
+	if w.dead != nil {
+		return
+	}
+	w.dead = err
+	w.idle.Broadcast()
+	w.kick()
+	for _, q := range [][]*frames{w.small, w.large} {
+		for _, f := range q {
+			f.s.queued = false
+			f.s.room.Broadcast()
+			f.free()
+		}
+	}
+	for _, s := range w.waiting {
+		s.waiting = false
+		s.room.Broadcast()
+	}
+	w.small, w.large, w.waiting, w.control, w.queued = nil, nil, nil, nil, 0
+}
+
+// credit adds n to what the session may send.
+func (w *sender) credit(s *Session, n uint32) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s.credit += int64(n)
+	s.room.Signal()
+	return s.credit <= wire.MaxWindow
+}
+
+// awaitCredit waits until the session may send at least one byte and the link
+// has room for it. It returns how many bytes, or 0 when session or link are
+// over.
+func (w *sender) awaitCredit(s *Session) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	defer delete(w.stalled, s)
+	for {
+		switch {
+		case s.ended || w.dead != nil:
+			return 0
+		case s.credit <= 0:
+			if w.stalled == nil {
+				w.stalled = make(map[*Session]struct{})
+			}
+			w.stalled[s] = struct{}{}
+		case w.queued >= maxQueued:
+			if !s.waiting {
+				s.waiting = true
+				w.waiting = append(w.waiting, s)
+			}
+		default:
+			return int(s.credit)
+		}
+		s.room.Wait()
+	}
+}
+
+// end makes the session's sending calls return.
+func (w *sender) end(s *Session) {
+	w.mu.Lock()
+	s.ended = true
+	s.room.Broadcast()
+	w.mu.Unlock()
+}
+
+// activity returns how many bytes of session data were sent so far.
+func (w *sender) activity() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.written
+}
+
+// awaitIdle waits until nothing is queued and nobody writes, until the link is
+// over, or for d. It reports whether all was handed to the carrier.
+func (w *sender) awaitIdle(d time.Duration) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	deadline := time.Now().Add(d)
+	t := time.AfterFunc(d, func() {
+		w.mu.Lock()
+		w.idle.Broadcast()
+		w.mu.Unlock()
+	})
+	defer t.Stop()
+	for w.dead == nil && (w.busy || len(w.control) > 0) && time.Now().Before(deadline) {
+		w.idle.Wait()
+	}
+	return !w.busy
+}
+
+// stalledSessions returns the sessions that wait for credit; nil for none.
+func (w *sender) stalledSessions() []*Session {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []*Session
+	for s := range w.stalled {
+		out = append(out, s)
+	}
+	return out
+}

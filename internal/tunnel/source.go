@@ -1,0 +1,134 @@
+package tunnel
+
+import (
+	"errors"
+	"io"
+	"os"
+
+	"github.com/nowconnect/nowconnect/internal/wire"
+)
+
+// What a session tries to read at once: more while reads fill the buffer, less
+// when they leave most of it empty.
+var quanta = [...]int{smallQuantum - wire.HeaderLen, wire.MaxData, maxQuantum - 4*wire.HeaderLen}
+
+// source reads the local side and sends it until its end, an error, or the end
+// of the session. It reports whether the local side ended in order.
+func (s *Session) source(ep *Endpoint) (eof bool) {
+	if !s.sendPrefix(ep) {
+		return false
+	}
+	level := 0
+	for {
+		credit := s.link.out.awaitCredit(s)
+		if credit == 0 {
+			return false
+		}
+		want := min(quanta[level], credit)
+		f, n, err := s.readLocal(ep, want)
+		if n > 0 && !s.send(ep, f, n) {
+			return false
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, io.EOF):
+			return s.sendFin()
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			<-s.done // finish set the deadline
+			return false
+		default:
+			s.finishWithRst(Result{Reason: wire.ReasonRst, Message: "read: " + err.Error()})
+			return false
+		}
+		switch {
+		case n == quanta[level] && level < len(quanta)-1:
+			level++
+		case level > 0 && n < quanta[level-1]/2:
+			level--
+		}
+	}
+}
+
+// readLocal reads up to want bytes into a buffer of frames. f is nil unless
+// n > 0.
+func (s *Session) readLocal(ep *Endpoint, want int) (f *frames, n int, err error) {
+	if s.raw != nil {
+		return s.raw.read(want)
+	}
+	f = getFrames(min(want, wire.MaxData))
+	n, err = ep.Conn.Read(f.slots(nil, min(want, wire.MaxData))[0])
+	if n == 0 {
+		f.free()
+		f = nil
+	}
+	return f, n, err
+}
+
+// send passes n bytes in f to the link.
+func (s *Session) send(ep *Endpoint, f *frames, n int) bool {
+	f.s = s
+	f.seal(s.cid, n)
+	if ep.Watch != nil {
+		for _, p := range f.slots(nil, n) {
+			ep.Watch.FromLocal(p)
+		}
+	}
+	for rest := n; rest > 0; rest -= wire.MaxData {
+		s.obs().FrameSent(min(rest, wire.MaxData))
+	}
+	s.sent.Add(int64(n))
+	s.touch()
+	return s.link.out.data(f) == nil
+}
+
+// sendPrefix sends what was read from the local side before the session began.
+func (s *Session) sendPrefix(ep *Endpoint) bool {
+	for p := ep.Prefix; len(p) > 0; {
+		credit := s.link.out.awaitCredit(s)
+		if credit == 0 {
+			return false
+		}
+		f := getFrames(wire.MaxData)
+		n := copy(f.slots(nil, min(credit, wire.MaxData))[0], p)
+		if !s.send(ep, f, n) {
+			return false
+		}
+		p = p[n:]
+	}
+	ep.Prefix = nil
+	return true
+}
+
+// sendFin tells the peer that the local side will send no more.
+func (s *Session) sendFin() bool {
+	s.link.out.awaitFlushed(s)
+	s.mu.Lock()
+	if s.over {
+		s.mu.Unlock()
+		return false
+	}
+	s.finSent = true
+	both := s.finDone
+	s.mu.Unlock()
+	s.obs().FinSent()
+	_ = s.link.out.frame(true, func(b []byte) []byte {
+		return wire.AppendHeader(b, wire.Header{Type: wire.TypeFin, CID: s.cid})
+	}) // a dead link has ended the session already
+	if both {
+		s.finish(Result{Reason: wire.ReasonFin})
+	}
+	return true
+}
+
+// awaitEnd waits, after the local side's FIN, for the end of the session, and
+// notices when the local side resets meanwhile.
+func (s *Session) awaitEnd() {
+	if s.raw == nil {
+		<-s.done
+		return
+	}
+	if err := s.raw.awaitHangup(); err == nil {
+		s.finishWithRst(Result{Reason: wire.ReasonRst, Message: "reset after FIN"})
+	}
+	<-s.done
+}

@@ -1,0 +1,16 @@
+//go:build !linux
+
+package tunnel
+
+import (
+	"net"
+	"time"
+)
+
+// TuneLink prepares the TCP socket below conn for carrying a link, as far as
+// the platform allows: keepalive and no delay.
+func TuneLink(conn net.Conn, _ time.Duration) {
+	if t := below(conn); t != nil {
+		tuneGo(t)
+	}
+}

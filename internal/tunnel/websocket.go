@@ -1,0 +1,270 @@
+package tunnel
+
+import (
+	"bufio"
+	crand "crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync"
+)
+
+// Opcodes of RFC 6455 §5.2.
+const (
+	wsContinuation = 0x0
+	wsBinary       = 0x2
+	wsClose        = 0x8
+	wsPing         = 0x9
+	wsPong         = 0xA
+)
+
+// Errors of the WebSocket carrier.
+var (
+	errWSFrame = errors.New("websocket: malformed frame")
+	errWSText  = errors.New("websocket: text message")
+	errWSMask  = errors.New("websocket: wrong masking")
+)
+
+// webSocket carries frames as the payload of binary messages. Message
+// boundaries mean nothing: the payloads joined are the stream of frames, so an
+// intermediary may split or merge messages.
+//
+// It is our own and not a library's because the libraries copy through 4 KiB
+// buffers and allocate per message; this costs one copy (which masking needs
+// anyway) and no allocation.
+type webSocket struct {
+	net.Conn
+	flush  func() error
+	client bool // we mask; the peer does not
+
+	// Owned by the reading goroutine.
+	br   *bufio.Reader
+	left uint64 // payload bytes of the current message still to read
+	mask [4]byte
+	pos  uint64 // into mask
+	eof  bool   // the peer sent a close frame
+
+	// Writing: the link's writer, and the reader when it answers a ping.
+	mu   sync.Mutex // guards the fields below
+	buf  []byte
+	keys *rand.ChaCha8 // masking keys must be unpredictable, RFC 6455 §5.3
+}
+
+// NewWebSocket returns the carrier that speaks WebSocket on conn after the
+// upgrade. r and flush are as for [NewNative]. client masks what it sends, as
+// RFC 6455 demands of clients, and expects the peer not to.
+func NewWebSocket(conn net.Conn, r io.Reader, flush func() error, client bool) Carrier {
+	if r == nil {
+		r = conn
+	}
+	c := &webSocket{Conn: conn, flush: flush, client: client}
+	c.br = bufio.NewReaderSize(r, 4<<10)
+	if client {
+		var seed [32]byte
+		_, _ = crand.Read(seed[:]) // never fails, crypto/rand says
+		c.keys = rand.NewChaCha8(seed)
+	}
+	return c
+}
+
+func (c *webSocket) Name() string { return WebSocketName }
+
+// Read returns payload bytes of binary messages.
+func (c *webSocket) Read(p []byte) (int, error) {
+	for c.left == 0 {
+		if c.eof {
+			return 0, io.EOF
+		}
+		if err := c.next(); err != nil {
+			return 0, err
+		}
+	}
+	if uint64(len(p)) > c.left {
+		p = p[:c.left]
+	}
+	n, err := c.br.Read(p)
+	if !c.client {
+		maskBytes(p[:n], c.mask, c.pos)
+		c.pos += uint64(n)
+	}
+	c.left -= uint64(n)
+	return n, err
+}
+
+// next reads one frame header and, for control frames, the whole frame.
+func (c *webSocket) next() error {
+	var h [8]byte
+	if err := c.readSmall(h[:2]); err != nil {
+		return err
+	}
+	op, fin, rsv := h[0]&0x0f, h[0]&0x80 != 0, h[0]&0x70
+	masked, length := h[1]&0x80 != 0, uint64(h[1]&0x7f)
+	if rsv != 0 {
+		return fmt.Errorf("%w: reserved bits set", errWSFrame)
+	}
+	if masked == c.client {
+		return errWSMask
+	}
+	control := op >= wsClose
+	if control && (length > 125 || !fin) {
+		return fmt.Errorf("%w: control frame of %d bytes", errWSFrame, length)
+	}
+	switch length {
+	case 126:
+		if err := c.readSmall(h[:2]); err != nil {
+			return err
+		}
+		length = uint64(binary.BigEndian.Uint16(h[:]))
+	case 127:
+		if err := c.readSmall(h[:8]); err != nil {
+			return err
+		}
+		if length = binary.BigEndian.Uint64(h[:]); length>>63 != 0 {
+			return fmt.Errorf("%w: length", errWSFrame)
+		}
+	}
+	if masked {
+		if err := c.readSmall(c.mask[:]); err != nil {
+			return err
+		}
+		c.pos = 0
+	}
+	switch op {
+	case wsBinary, wsContinuation:
+		c.left = length // no allocation follows from it, however large
+		return nil
+	case wsClose, wsPing, wsPong:
+		return c.control(op, int(length))
+	case 0x1:
+		return errWSText
+	}
+	return fmt.Errorf("%w: opcode %#x", errWSFrame, op)
+}
+
+// readSmall fills p without letting it escape to the heap.
+func (c *webSocket) readSmall(p []byte) error {
+	for i := range p {
+		b, err := c.br.ReadByte()
+		if err != nil {
+			if i > 0 && errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+		p[i] = b
+	}
+	return nil
+}
+
+// control reads a control frame's payload and answers it.
+func (c *webSocket) control(op byte, n int) error {
+	var p [125]byte
+	if err := c.readSmall(p[:n]); err != nil {
+		return err
+	}
+	if !c.client {
+		maskBytes(p[:n], c.mask, 0)
+	}
+	switch op {
+	case wsClose:
+		c.eof = true
+		return nil
+	case wsPing:
+		// An intermediary or peer that pings at WebSocket level. The answer
+		// waits for the link's next batch: the reader must not block on a
+		// socket write. Our own PING (every second while bytes move, else
+		// every ping_interval) makes sure that a batch follows.
+		c.mu.Lock()
+		if len(c.buf) < 4<<10 {
+			c.appendLocked(wsPong, p[:n])
+		}
+		c.mu.Unlock()
+	}
+	return nil
+}
+
+// Write adds p as one binary message.
+func (c *webSocket) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.appendLocked(wsBinary, p)
+	if len(c.buf) >= batchBytes {
+		if err := c.writeLocked(); err != nil {
+			return 0, err
+		}
+	}
+	return len(p), nil
+}
+
+func (c *webSocket) appendLocked(op byte, p []byte) {
+	var maskBit byte
+	if c.client {
+		maskBit = 0x80
+	}
+	c.buf = append(c.buf, 0x80|op)
+	switch n := len(p); {
+	case n <= 125:
+		c.buf = append(c.buf, maskBit|byte(n))
+	case n <= 0xffff:
+		c.buf = append(c.buf, maskBit|126)
+		c.buf = binary.BigEndian.AppendUint16(c.buf, uint16(n))
+	default:
+		c.buf = append(c.buf, maskBit|127)
+		c.buf = binary.BigEndian.AppendUint64(c.buf, uint64(n))
+	}
+	if !c.client {
+		c.buf = append(c.buf, p...)
+		return
+	}
+	var key [4]byte
+	binary.LittleEndian.PutUint32(key[:], uint32(c.keys.Uint64()))
+	c.buf = append(c.buf, key[:]...)
+	at := len(c.buf)
+	c.buf = append(c.buf, p...)
+	maskBytes(c.buf[at:], key, 0)
+}
+
+func (c *webSocket) writeLocked() error {
+	if len(c.buf) == 0 {
+		return nil
+	}
+	_, err := c.Conn.Write(c.buf)
+	if cap(c.buf) > 64<<10 && len(c.buf) < 16<<10 {
+		c.buf = nil // a burst is over
+	} else {
+		c.buf = c.buf[:0]
+	}
+	return err
+}
+
+// Flush writes the collected messages.
+func (c *webSocket) Flush() error {
+	c.mu.Lock()
+	err := c.writeLocked()
+	c.mu.Unlock()
+	if err == nil && c.flush != nil {
+		err = c.flush()
+	}
+	return err
+}
+
+// maskBytes applies the masking of RFC 6455 §5.3 to p, whose first byte is
+// number pos of its message.
+func maskBytes(p []byte, key [4]byte, pos uint64) {
+	var k [4]byte
+	for i := range k {
+		k[i] = key[(pos+uint64(i))&3]
+	}
+	k32 := binary.LittleEndian.Uint32(k[:])
+	k64 := uint64(k32)<<32 | uint64(k32)
+	for len(p) >= 8 {
+		binary.LittleEndian.PutUint64(p, binary.LittleEndian.Uint64(p)^k64)
+		p = p[8:]
+	}
+	for i := range p {
+		p[i] ^= k[i&3]
+	}
+}
