@@ -1,0 +1,245 @@
+// ncbench measures tunnels: NowConnect on both carriers against a direct
+// connection, the simplest two-hop TLS relay (l1), and the same Caddy hub with
+// yamux and smux. Without a command it runs the benchmark; the commands are
+// the processes that it starts.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/nowconnect/nowconnect/bench/l1"
+	"github.com/nowconnect/nowconnect/bench/load"
+	"github.com/nowconnect/nowconnect/bench/mux"
+	"github.com/nowconnect/nowconnect/bench/pki"
+	"github.com/nowconnect/nowconnect/bench/proc"
+	"github.com/nowconnect/nowconnect/bench/run"
+	"github.com/nowconnect/nowconnect/bench/systems"
+	"github.com/nowconnect/nowconnect/bench/target"
+	"github.com/nowconnect/nowconnect/bench/wan"
+)
+
+func main() {
+	commands := map[string]func([]string) error{
+		"target": runTarget, "load": runLoad, "wan": runWAN,
+		"l1-hub": runL1Hub, "l1-agent": runL1Agent, "mux-agent": runMuxAgent,
+	}
+	f, args := benchmark, os.Args[1:]
+	if len(args) > 0 && commands[args[0]] != nil {
+		f, args = commands[args[0]], args[1:]
+	}
+	if err := f(args); err != nil {
+		fmt.Fprintln(os.Stderr, "ncbench:", err)
+		os.Exit(1)
+	}
+}
+
+func benchmark(args []string) error {
+	fs := flag.NewFlagSet("ncbench", flag.ExitOnError)
+	rows := fs.String("rows", "loopback,wan", "rows or groups (loopback, wan, loss, all), comma-separated")
+	names := fs.String("systems", strings.Join(systems.All, ","), "systems, comma-separated; also "+strings.Join(systems.Peers, " and ")+" if on PATH")
+	short := fs.Bool("short", false, "one round of 1 s windows, to see whether something broke")
+	rounds := fs.Int("rounds", 0, "rounds; default 5, with -short 1")
+	window := fs.Duration("window", 0, "measured time per cell on loopback; default 2s, with -short 1s")
+	links := fs.Int("links", 2, "connections that each multiplexing agent opens to its hub")
+	out := fs.String("json", "", "write all figures to this file")
+	doc := fs.String("markdown", "", "write the table to this file, too")
+	bin := fs.String("bin", "", "directory of nowconnect, nowconnect-agent and ncbench-hub; default: that of ncbench")
+	prof := fs.Bool("profile", false, "sample hub and agent with perf in every cell and print the hottest functions")
+	keep := fs.Bool("keep", false, "keep logs and configuration of the last site, and say where")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	if fs.NArg() > 0 {
+		return fmt.Errorf("unknown argument %q", fs.Arg(0))
+	}
+	o := run.Options{Links: *links, Pace: run.Full, Profile: *prof, Progress: os.Stderr, Systems: strings.Split(*names, ",")}
+	if *short {
+		o.Pace = run.Short
+	}
+	if *rounds > 0 {
+		o.Pace.Rounds = *rounds
+	}
+	if *window > 0 {
+		o.Pace.Window = *window
+	}
+	for _, n := range o.Systems {
+		if !slices.Contains(slices.Concat(systems.All, systems.Peers), n) {
+			return fmt.Errorf("no system %q; systems: %v, peers: %v", n, systems.All, systems.Peers)
+		}
+	}
+	var err error
+	if o.Rows, err = run.Select(strings.Split(*rows, ",")); err != nil {
+		return err
+	}
+	if o.Self, err = os.Executable(); err != nil {
+		return err
+	}
+	if *bin == "" {
+		*bin = filepath.Dir(o.Self)
+	}
+	if *bin, err = filepath.Abs(*bin); err != nil {
+		return err
+	}
+	o.MuxHub, o.Hub, o.Agent = filepath.Join(*bin, "ncbench-hub"), filepath.Join(*bin, "nowconnect"), filepath.Join(*bin, "nowconnect-agent")
+	if o.Dir, err = os.MkdirTemp("", "ncbench-"); err != nil {
+		return err
+	}
+	o.Keep = *keep
+	if *keep {
+		fmt.Fprintln(os.Stderr, "ncbench: files stay in", o.Dir)
+	} else {
+		defer os.RemoveAll(o.Dir)
+	}
+	return measure(o, *out, *doc)
+}
+
+func measure(o run.Options, jsonFile, mdFile string) error {
+	if n, err := proc.RaiseDescriptors(); err != nil || n < 2*uint64(o.Pace.Idle) {
+		fmt.Fprintf(os.Stderr, "ncbench: descriptor limit %d is low for %d idle connections (%v)\n", n, o.Pace.Idle, err)
+	}
+	r := run.Report{Started: time.Now(), Machine: run.Here(), Pace: o.Pace, Links: o.Links, Systems: o.Systems}
+	if r.Machine.Load > run.Quiet {
+		fmt.Fprintf(os.Stderr, "ncbench: load average is %.2f: something else is running, do not publish these figures\n", r.Machine.Load)
+	}
+	r.Rows = run.Run(o)
+	if jsonFile != "" {
+		if err := r.WriteJSON(jsonFile); err != nil {
+			return err
+		}
+	}
+	if mdFile != "" {
+		f, err := os.Create(mdFile)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := r.WriteMarkdown(f); err != nil {
+			return err
+		}
+	}
+	return r.WriteMarkdown(os.Stdout)
+}
+
+func runTarget(args []string) error {
+	s := target.NewServer()
+	errc := make(chan error, len(args))
+	for _, a := range args {
+		ln, err := net.Listen("tcp", a)
+		if err != nil {
+			return fmt.Errorf("target: %w", err)
+		}
+		go func() { errc <- s.Serve(ln) }()
+	}
+	fmt.Println("ready")
+	return <-errc
+}
+
+func runLoad(args []string) error {
+	if len(args) != 1 {
+		return errors.New("load: want one argument, the specification as JSON")
+	}
+	var s load.Spec
+	if err := json.Unmarshal([]byte(args[0]), &s); err != nil {
+		return fmt.Errorf("load: %w", err)
+	}
+	r, err := load.Run(context.Background(), s)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(r)
+}
+
+func runWAN(args []string) error {
+	fs := flag.NewFlagSet("wan", flag.ExitOnError)
+	var l wan.Link
+	fs.StringVar(&l.HubNS, "hub-ns", "ncbhub", "namespace of hub and clients, at "+wan.HubIP)
+	fs.StringVar(&l.AgentNS, "agent-ns", "ncbagent", "namespace of agent and target, at "+wan.AgentIP)
+	fs.DurationVar(&l.RTT, "rtt", 40*time.Millisecond, "round trip time")
+	fs.Float64Var(&l.Loss, "loss", 0, "packet loss each way, percent")
+	fs.Float64Var(&l.Rate, "rate", 500, "Mbit/s each way")
+	fs.DurationVar(&l.Queue, "queue", 40*time.Millisecond, "bottleneck queue")
+	fs.StringVar(&l.Control, "control", "cubic", "TCP congestion control in both namespaces")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	if err := wan.Available(); err != nil {
+		return fmt.Errorf("wan: %w", err)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	hole := make(chan os.Signal, 1)
+	signal.Notify(hole, syscall.SIGUSR1, syscall.SIGUSR2)
+	go func() {
+		for s := range hole {
+			l.Blackhole(s == syscall.SIGUSR1)
+		}
+	}()
+	return l.Run(ctx, func() { fmt.Println("ready") })
+}
+
+func runL1Hub(args []string) error {
+	fs := flag.NewFlagSet("l1-hub", flag.ExitOnError)
+	dir, clients, agents := fs.String("dir", "", "certificates"), fs.String("clients", "", "address for clients"), fs.String("agents", "", "address for agents")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	mutual, err := pki.In(*dir).ServerMutual()
+	if err != nil {
+		return err
+	}
+	c, err := net.Listen("tcp", *clients)
+	if err != nil {
+		return fmt.Errorf("l1 hub: %w", err)
+	}
+	a, err := net.Listen("tcp", *agents)
+	if err != nil {
+		return fmt.Errorf("l1 hub: %w", err)
+	}
+	return l1.NewHub().Serve(c, a, mutual)
+}
+
+func runL1Agent(args []string) error {
+	fs := flag.NewFlagSet("l1-agent", flag.ExitOnError)
+	dir, hub, to := fs.String("dir", "", "certificates"), fs.String("hub", "", "the hub's address for agents"), fs.String("target", "", "what to dial")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	mutual, err := pki.In(*dir).ClientMutual()
+	if err != nil {
+		return err
+	}
+	(&l1.Agent{Hub: *hub, Target: *to, Mutual: mutual}).Run()
+	return nil
+}
+
+func runMuxAgent(args []string) error {
+	fs := flag.NewFlagSet("mux-agent", flag.ExitOnError)
+	var a mux.Agent
+	dir := fs.String("dir", "", "certificates")
+	fs.StringVar(&a.Engine, "engine", "yamux", "yamux or smux")
+	fs.StringVar(&a.Hub, "hub", "", "the hub's address for agents")
+	fs.StringVar(&a.Target, "target", "", "what to dial")
+	fs.StringVar(&a.Token, "token", "", "bearer token")
+	fs.IntVar(&a.Links, "links", 2, "connections to the hub")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	var err error
+	if a.TLS, err = pki.In(*dir).Client(); err != nil {
+		return err
+	}
+	a.Run()
+	return nil
+}

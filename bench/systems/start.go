@@ -1,0 +1,117 @@
+package systems
+
+import (
+	"fmt"
+	"path/filepath"
+	"strconv"
+)
+
+func (p plan) startL1(sys *System) error {
+	return p.both(sys,
+		[]string{p.Self, "l1-hub", "-dir", p.Dir, "-clients", p.client, "-agents", p.agents},
+		[]string{p.Self, "l1-agent", "-dir", p.Dir, "-hub", p.agents, "-target", p.target})
+}
+
+// caddyfile is what all systems behind Caddy share; %s are the options for the
+// app, the layer-4 route and the HTTP handlers.
+const caddyfile = `{
+	admin unix/%[1]s
+	persist_config off
+	auto_https off
+	%[2]s
+	layer4 {
+		%[3]s {
+			route {
+				%[4]s
+			}
+		}
+	}
+}
+
+https://:%[5]s {
+	bind %[6]s
+	tls %[7]s %[8]s
+	%[9]s
+}
+`
+
+func (p plan) caddyfile(app, route, site string) (string, error) {
+	return p.write(".Caddyfile", fmt.Sprintf(caddyfile, filepath.Join("/", p.Dir, p.name+".sock"),
+		app, p.client, route, p.agentPort, p.hubIP, p.Files.ServerCert, p.Files.ServerKey, site))
+}
+
+func (p plan) startMux(sys *System) error {
+	if err := need(p.MuxHub, "build it with `make bench`"); err != nil {
+		return err
+	}
+	conf, err := p.caddyfile("", "ncbench_mux", "ncbench_mux /tunnel "+p.name+" "+token)
+	if err != nil {
+		return err
+	}
+	return p.both(sys,
+		[]string{p.MuxHub, "run", "--config", conf, "--adapter", "caddyfile"},
+		[]string{p.Self, "mux-agent", "-engine", p.name, "-dir", p.Dir, "-hub", p.agents, "-target", p.target,
+			"-token", token, "-links", strconv.Itoa(p.Links)})
+}
+
+// oursApp has every part that a real hub has: agent authentication, policy,
+// metrics. Only the limits are wider than their defaults, for the rows with
+// thousands of connections from one address.
+const oursApp = `nowconnect {
+		agent_auth token {
+			agent bench {file.%s}
+		}
+		connector bench {
+			agents bench
+		}
+		pdp allow_all
+		metrics
+	}`
+
+const oursSite = `nowconnect_agent /tunnel
+	nowconnect_health
+	metrics /metrics`
+
+const oursAgent = `tunnel:
+  url: https://%[1]s/tunnel
+  agent_id: bench
+  carrier: %[2]s
+  links: %[3]d
+  ca_bundle: %[4]s
+  auth:
+    token_file: %[5]s
+targets:
+  bench: %[6]s
+limits:
+  max_sessions: 20000
+  memory: 2GiB
+health:
+  host: 127.0.0.1
+  port: %[7]s
+observability:
+  log_level: info
+`
+
+func (p plan) startOurs(sys *System, carrier string) error {
+	for _, b := range []string{p.Binaries.Hub, p.Binaries.Agent} {
+		if err := need(b, "build it with `make build`"); err != nil {
+			return err
+		}
+	}
+	tokenFile := filepath.Join(p.Dir, "token")
+	conf, err := p.caddyfile(fmt.Sprintf(oursApp, tokenFile), "nowconnect bench", oursSite)
+	if err != nil {
+		return err
+	}
+	health, err := freePort()
+	if err != nil {
+		return err
+	}
+	agentConf, err := p.write(".yaml", fmt.Sprintf(oursAgent, p.agents, carrier, p.Links, p.Files.CA, tokenFile, p.target, health))
+	if err != nil {
+		return err
+	}
+	return p.both(sys,
+		[]string{p.Binaries.Hub, "run", "--config", conf, "--adapter", "caddyfile"},
+		[]string{p.Binaries.Agent, "-config", agentConf})
+}
