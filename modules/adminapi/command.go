@@ -1,0 +1,135 @@
+package adminapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+
+	"github.com/caddyserver/caddy/v2"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/spf13/cobra"
+)
+
+func init() {
+	caddycmd.RegisterCommand(caddycmd.Command{
+		Name:  "nowconnect",
+		Usage: "agents|sessions|drain",
+		Short: "Asks a running hub about agents and sessions, or drains it",
+		Long:  `Talks to the admin endpoint of a running Caddy with the nowconnect app.`,
+		CobraFunc: func(parent *cobra.Command) {
+			for _, c := range Commands() {
+				child := &cobra.Command{Use: c.Name + " " + c.Usage, Short: c.Short, Long: c.Long}
+				c.CobraFunc(child)
+				parent.AddCommand(child)
+			}
+		},
+	})
+}
+
+// Commands returns the commands under `caddy nowconnect`. A program of its own
+// name, such as cmd/nowconnect, can register them at its top.
+func Commands() []caddycmd.Command {
+	return []caddycmd.Command{
+		{
+			Name:      "agents",
+			Usage:     "[--config <path> [--adapter <name>]] [--address <interface>]",
+			Short:     "Lists the hub's agents with their links, and its connectors",
+			Long:      addressHelp,
+			CobraFunc: runs(agentsRequest, nil),
+		},
+		{
+			Name:  "sessions",
+			Usage: "[--connector <name>] [--config <path> [--adapter <name>]] [--address <interface>]",
+			Short: "Lists the hub's live sessions",
+			Long:  addressHelp,
+			CobraFunc: runs(sessionsRequest, func(cmd *cobra.Command) {
+				cmd.Flags().String("connector", "", "Only sessions of this connector")
+			}),
+		},
+		{
+			Name:  "drain",
+			Usage: "[--timeout <duration>] [--config <path> [--adapter <name>]] [--address <interface>]",
+			Short: "Takes the hub out of service and waits until its sessions are over",
+			Long: `
+Takes the hub out of service: it accepts no new session and no agent, lets live
+sessions finish, cuts what is left after the timeout, and reports. There is no
+way back but a restart.
+` + addressHelp,
+			CobraFunc: runs(drainCommandRequest, func(cmd *cobra.Command) {
+				cmd.Flags().String("timeout", "", "How long sessions may go on (default: drain_timeout)")
+			}),
+		},
+	}
+}
+
+const addressHelp = `
+The address of the running hub's admin endpoint is that of --address, or the one
+in the configuration given with --config, or Caddy's default.
+`
+
+// request is what a command sends.
+type request struct {
+	method, uri string
+	body        io.Reader // JSON; nil for none
+}
+
+// runs makes the part of a command that sets its flags and sends its request.
+func runs(build func(caddycmd.Flags) (request, error), flags func(*cobra.Command)) func(*cobra.Command) {
+	return func(cmd *cobra.Command) {
+		cmd.Args = cobra.NoArgs
+		cmd.Flags().StringP("config", "c", "", "Configuration file to find the admin address in")
+		cmd.Flags().StringP("adapter", "a", "", "Name of config adapter to apply")
+		cmd.Flags().String("address", "", "Address of the admin endpoint")
+		if flags != nil {
+			flags(cmd)
+		}
+		cmd.RunE = caddycmd.WrapCommandFuncForCobra(func(fl caddycmd.Flags) (int, error) {
+			r, err := build(fl)
+			if err == nil {
+				err = ask(fl, r)
+			}
+			if err != nil {
+				return caddy.ExitCodeFailedStartup, err
+			}
+			return caddy.ExitCodeSuccess, nil
+		})
+	}
+}
+
+func agentsRequest(caddycmd.Flags) (request, error) {
+	return request{method: http.MethodGet, uri: "/nowconnect/agents"}, nil
+}
+
+func sessionsRequest(fl caddycmd.Flags) (request, error) {
+	uri := "/nowconnect/sessions"
+	if name := fl.String("connector"); name != "" {
+		uri += "?connector=" + url.QueryEscape(name)
+	}
+	return request{method: http.MethodGet, uri: uri}, nil
+}
+
+func drainCommandRequest(fl caddycmd.Flags) (request, error) {
+	body, err := json.Marshal(struct {
+		Timeout string `json:"timeout,omitempty"`
+	}{fl.String("timeout")})
+	return request{http.MethodPost, "/nowconnect/drain", bytes.NewReader(body)}, err
+}
+
+// ask sends the request to the admin endpoint and prints the answer.
+func ask(fl caddycmd.Flags, r request) error {
+	addr, err := caddycmd.DetermineAdminAPIAddress(fl.String("address"), nil, fl.String("config"), fl.String("adapter"))
+	if err != nil {
+		return fmt.Errorf("find the admin address: %w", err)
+	}
+	resp, err := caddycmd.AdminAPIRequest(addr, r.method, r.uri, nil, r.body)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	_, err = io.Copy(os.Stdout, resp.Body)
+	return err
+}
