@@ -1,0 +1,17 @@
+// Package testpeer owns the real counterparts that tests run against: an
+// OpenLDAP server, Prometheus, proxies that misbehave on demand, TCP targets,
+// and our own binaries. It is used by tests only.
+//
+// Invariants:
+//
+//   - Everything listens on 127.0.0.1, on ports that were free, and keeps its
+//     files in the test's own temporary directory, so that packages can be
+//     tested at the same time.
+//   - Everything ends with the test that asked for it: goroutines and sockets
+//     through t.Cleanup, processes also when the test binary is killed.
+//   - What is missing fails the test and says how to install it. Nothing skips:
+//     a test that did not run must not look like one that passed.
+//
+// It alone of the internal packages may import Caddy, and it imports none of
+// our engine rooms, so that their own tests can use it.
+package testpeer
