@@ -12,6 +12,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"net"
@@ -63,7 +64,14 @@ func Run(ctx context.Context, s Spec) (Result, error) {
 	defer cancel()
 	r := &run{Spec: s, ctx: ctx, id: rand.Uint64()}
 	defer r.close()
-	switch s.Kind {
+	res, err := r.measure()
+	// What has no samples is absent: JSON knows no NaN.
+	maps.DeleteFunc(res, func(_ string, v float64) bool { return math.IsNaN(v) })
+	return res, err
+}
+
+func (r *run) measure() (Result, error) {
+	switch r.Kind {
 	case Down:
 		return r.bulk(r.openSources)
 	case Up:
@@ -76,12 +84,18 @@ func Run(ctx context.Context, s Spec) (Result, error) {
 		return r.pacedBeside()
 	case Stalled:
 		return r.stalled()
+	case Fidelity:
+		return r.fidelity()
+	case Refused:
+		return r.refused()
+	case Recover:
+		return r.recover()
 	case Ready:
 		return r.ready()
 	case Idle:
 		return r.idle()
 	}
-	return nil, fmt.Errorf("load: unknown kind %q", s.Kind)
+	return nil, fmt.Errorf("load: unknown kind %q", r.Kind)
 }
 
 type run struct {

@@ -10,6 +10,7 @@
 package mux
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -152,6 +153,9 @@ func copyPooled(dst io.Writer, src io.Reader) error {
 	b := buffers.Get().(*[]byte)
 	defer buffers.Put(b)
 	_, err := io.CopyBuffer(dst, src, *b) // a smux stream uses its own WriteTo instead
+	if errors.Is(err, io.ErrClosedPipe) || errors.Is(err, net.ErrClosed) {
+		return nil // the other direction was over first and closed both
+	}
 	return err
 }
 

@@ -13,13 +13,14 @@ import (
 	"time"
 
 	"github.com/nowconnect/nowconnect/bench/load"
+	"github.com/nowconnect/nowconnect/bench/systems"
 	"github.com/nowconnect/nowconnect/bench/wan"
 )
 
 // Row is one benchmark.
 type Row struct {
 	Name  string
-	Group string // loopback, wan or loss
+	Group string // loopback, ends, wan or loss
 	Title string
 	Spec  load.Spec
 	WAN   *wan.Params
@@ -27,6 +28,10 @@ type Row struct {
 	Metrics []Metric
 	// SkipDirect is set where there is no hub and agent to look at.
 	SkipDirect bool
+	// Measure takes the place of one run of Spec where a cell needs more.
+	Measure func(o *Options, site *systems.Site, y *systems.System, s load.Spec) (load.Result, error)
+	// After, if set, is measured once more after all rounds with the target gone.
+	After string
 }
 
 // Metric is one figure of a row.
@@ -38,16 +43,17 @@ type Metric struct {
 }
 
 var (
-	bulkMetrics   = []Metric{{Name: "MB/s", More: true}, {Name: "CPU s/GB"}, {Name: "errors", Quiet: true}}
-	closedMetrics = []Metric{{Name: "ops/s", More: true}, {Name: "p50 us"}, {Name: "p99 us"}, {Name: "CPU us/op"}, {Name: "errors", Quiet: true}}
-	churnMetrics  = []Metric{{Name: "conns/s", More: true}, {Name: "p50 us"}, {Name: "p99 us"}, {Name: "CPU us/conn"}, {Name: "errors", Quiet: true}}
-	openMetrics   = []Metric{{Name: "p50 us"}, {Name: "p99 us"}, {Name: "errors", Quiet: true}}
-	pacedMetrics  = []Metric{{Name: "p50 us"}, {Name: "p99 us"}, {Name: "bulk MB/s", More: true}, {Name: "unanswered", Quiet: true}}
-	stallMetrics  = []Metric{{Name: "RSS KB each"}, {Name: "p50 us"}, {Name: "p99 us"}, {Name: "bulk MB/s", More: true}, {Name: "stuck conns", Quiet: true}, {Name: "unanswered", Quiet: true}}
-	idleMetrics   = []Metric{{Name: "RSS KB/conn"}, {Name: "opened/s", More: true}, {Name: "fds/conn"}, {Name: "idle CPU %", Quiet: true}, {Name: "failed", Quiet: true}, {Name: "dead of 200", Quiet: true}}
+	bulkMetrics     = []Metric{{Name: "MB/s", More: true}, {Name: "CPU s/GB"}, {Name: "errors", Quiet: true}}
+	closedMetrics   = []Metric{{Name: "ops/s", More: true}, {Name: "p50 us"}, {Name: "p99 us"}, {Name: "CPU us/op"}, {Name: "errors", Quiet: true}}
+	churnMetrics    = []Metric{{Name: "conns/s", More: true}, {Name: "p50 us"}, {Name: "p99 us"}, {Name: "CPU us/conn"}, {Name: "errors", Quiet: true}}
+	openMetrics     = []Metric{{Name: "p50 us"}, {Name: "p99 us"}, {Name: "errors", Quiet: true}}
+	pacedMetrics    = []Metric{{Name: "p50 us"}, {Name: "p99 us"}, {Name: "bulk MB/s", More: true}, {Name: "unanswered", Quiet: true}}
+	stallMetrics    = []Metric{{Name: "RSS KB each"}, {Name: "p50 us"}, {Name: "p99 us"}, {Name: "bulk MB/s", More: true}, {Name: "stuck conns", Quiet: true}, {Name: "unanswered", Quiet: true}}
+	idleMetrics     = []Metric{{Name: "RSS KB/conn"}, {Name: "opened/s", More: true}, {Name: "fds/conn"}, {Name: "idle CPU %", Quiet: true}, {Name: "failed", Quiet: true}, {Name: "dead of 200", Quiet: true}}
+	fidelityMetrics = []Metric{{Name: "half-close passed %", More: true}, {Name: "target's RST passed %", More: true}, {Name: "client's RST passed %", More: true}, {Name: "refusal passed %", More: true}}
+	recoverMetrics  = []Metric{{Name: "after agent kill, ms"}, {Name: "after hub kill, ms"}}
 )
 
-// lan and lossy are the links of the WAN rows.
 func wanLink(loss float64, control string) *wan.Params {
 	return &wan.Params{RTT: 40 * time.Millisecond, Rate: 500, Queue: 40 * time.Millisecond, Loss: loss, Control: control}
 }
@@ -88,6 +94,14 @@ func Rows() []Row {
 		{
 			Name: "idle", Group: "loopback", Title: "idle connections", SkipDirect: true,
 			Spec: load.Spec{Kind: load.Idle, Conns: 5000}, Metrics: idleMetrics,
+		},
+		{
+			Name: "fidelity", Group: "ends", Title: "ends of a connection",
+			Spec: load.Spec{Kind: load.Fidelity, Conns: 16}, Metrics: fidelityMetrics, After: load.Refused,
+		},
+		{
+			Name: "recover", Group: "ends", Title: "restart to first answer", SkipDirect: true,
+			Spec: load.Spec{Kind: load.Recover}, Metrics: recoverMetrics, Measure: recoverBoth,
 		},
 		over(clean, "wan", "wan-down1", "40 ms: bulk down, 1 conn", bulkMetrics, load.Spec{Kind: load.Down, Conns: 1}),
 		over(clean, "wan", "wan-up1", "40 ms: bulk up, 1 conn", bulkMetrics, load.Spec{Kind: load.Up, Conns: 1}),
@@ -131,7 +145,7 @@ type Pace struct {
 // The two paces. Short is for finding out whether something broke: one round
 // shows no spread, so its figures are not for publishing.
 var (
-	Full  = Pace{Rounds: 5, Warm: 500 * time.Millisecond, Window: 2 * time.Second, WANWarm: 1500 * time.Millisecond, WANRun: 4 * time.Second, Idle: 5000}
+	Full  = Pace{Rounds: 3, Warm: 500 * time.Millisecond, Window: 2 * time.Second, WANWarm: 1500 * time.Millisecond, WANRun: 4 * time.Second, Idle: 5000}
 	Short = Pace{Rounds: 1, Warm: 300 * time.Millisecond, Window: time.Second, WANWarm: time.Second, WANRun: 1500 * time.Millisecond, Idle: 1000}
 )
 
@@ -139,11 +153,14 @@ var (
 func (p Pace) spec(r Row) load.Spec {
 	s := r.Spec
 	s.Warm, s.Window = p.Warm, p.Window
-	if r.WAN != nil {
+	if r.WAN != nil && s.Kind != load.Churn { // no single connection there gets past its first window
 		s.Warm, s.Window = p.WANWarm, p.WANRun
 	}
-	if s.Kind == load.Idle {
+	switch s.Kind {
+	case load.Idle:
 		s.Conns, s.Warm = p.Idle, time.Second
+	case load.Recover:
+		s.Window = 20 * time.Second
 	}
 	return s
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os/exec"
 	"time"
 
@@ -93,8 +94,11 @@ func (o *Options) row(row Row, res *RowResult) error {
 	for round := range o.Pace.Rounds {
 		for i := range up {
 			y := up[(i+round)%len(up)]
-			o.cell(site, y, res)
+			o.cell(site, y, row, res)
 		}
+	}
+	if row.After != "" {
+		o.after(site, up, row, res)
 	}
 	return nil
 }
@@ -118,7 +122,21 @@ func (o *Options) awaitAll(site *systems.Site, up []*systems.System, res *RowRes
 	return ready
 }
 
-func (o *Options) cell(site *systems.Site, y *systems.System, res *RowResult) {
+// after measures row.After with the target gone, into the figures of the last round.
+func (o *Options) after(site *systems.Site, up []*systems.System, row Row, res *RowResult) {
+	site.StopTarget()
+	for _, y := range up {
+		c := res.Cells[y.Name]
+		r, err := o.load(site, load.Spec{Kind: row.After, Addr: y.Client, Conns: res.Spec.Conns})
+		if err != nil || len(c.Rounds) == 0 {
+			c.Failed = fmt.Sprintf("%s: %v", row.After, err)
+			continue
+		}
+		maps.Copy(c.Rounds[len(c.Rounds)-1], r)
+	}
+}
+
+func (o *Options) cell(site *systems.Site, y *systems.System, row Row, res *RowResult) {
 	s := res.Spec
 	s.Addr, s.Count = y.Client, site.TargetFromClient()
 	if y.Hub != nil {
@@ -128,7 +146,13 @@ func (o *Options) cell(site *systems.Site, y *systems.System, res *RowResult) {
 	if o.Profile && y.Hub != nil {
 		profiled = profile(o.Dir, y, s)
 	}
-	r, err := o.load(site, s)
+	measure := row.Measure
+	if measure == nil {
+		measure = func(o *Options, site *systems.Site, _ *systems.System, s load.Spec) (load.Result, error) {
+			return o.load(site, s)
+		}
+	}
+	r, err := measure(o, site, y, s)
 	if profiled != nil {
 		fmt.Fprintf(o.Progress, "\n## %s, %s\n%s", res.Name, y.Name, <-profiled)
 	}

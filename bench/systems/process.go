@@ -27,6 +27,8 @@ type Process struct {
 	log  string
 	done chan struct{} // closed when it was waited for
 	once sync.Once
+
+	again func() (*Process, error) // starts the same program once more
 }
 
 // start runs argv in network namespace ns (empty: ours), with its output in
@@ -35,8 +37,13 @@ func start(dir, ns, name string, env []string, argv ...string) (*Process, error)
 	if ns != "" {
 		argv = append([]string{"ip", "netns", "exec", ns}, argv...) // execs, so the process id is the program's
 	}
-	p := &Process{log: filepath.Join(dir, name+".log"), done: make(chan struct{})}
-	out, err := os.Create(p.log)
+	return spawn(filepath.Join(dir, name+".log"), name, env, argv)
+}
+
+func spawn(log, name string, env, argv []string) (*Process, error) {
+	p := &Process{log: log, done: make(chan struct{})}
+	p.again = func() (*Process, error) { return spawn(log, name, env, argv) }
+	out, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
@@ -64,6 +71,9 @@ func (p *Process) Stop() {
 	p.once.Do(func() { _ = p.cmd.Process.Kill() })
 	<-p.done
 }
+
+// Again starts the same program once more, after Stop.
+func (p *Process) Again() (*Process, error) { return p.again() }
 
 // Terminate asks the process to end, and kills it after a second.
 func (p *Process) Terminate() {

@@ -124,6 +124,9 @@ func (s *Site) Close() {
 	}
 }
 
+// StopTarget makes every later dial of an agent be refused.
+func (s *Site) StopTarget() { s.target.Stop() }
+
 // targetAddrs is how many addresses the target has. Every system gets one of
 // its own, or the closed connections of one would take the ports of the next.
 const targetAddrs = 8

@@ -16,6 +16,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -25,9 +26,10 @@ const (
 	Source          = 'D' // writes until the connection ends
 	Sink            = 'U' // + 8 bytes run id; reads until the connection ends
 	Echo            = 'E'
-	Count           = 'C' // + 8 bytes run id; one byte in, 16 out: clock (ns) and bytes that the run's sinks took
+	Count           = 'C' // + 8 bytes run id; one byte in, 16 out: clock (ns) and the run's count
 	HalfClose       = 'H' // reads to EOF, then answers with the number of bytes as 8 bytes
 	Reset           = 'X' // answers with one byte, then resets
+	Watch           = 'W' // + 8 bytes run id; answers with one byte, then counts 1 for the run if the end is a reset
 )
 
 // Sizes of the small exchange: about an LDAP search for one entry.
@@ -88,6 +90,8 @@ func (s *Server) handle(c *net.TCPConn) {
 		_, _ = c.Write([]byte{Reset})
 		time.Sleep(5 * time.Millisecond) // the byte is to arrive before the reset discards it
 		_ = c.SetLinger(0)
+	case Watch:
+		s.watch(c)
 	}
 }
 
@@ -144,6 +148,19 @@ func (s *Server) count(c net.Conn) {
 		if _, err := c.Write(ans[:]); err != nil {
 			return
 		}
+	}
+}
+
+func (s *Server) watch(c net.Conn) {
+	n, err := s.counter(c)
+	if err != nil {
+		return
+	}
+	if _, err := c.Write([]byte{Watch}); err != nil {
+		return
+	}
+	if _, err := io.Copy(io.Discard, c); errors.Is(err, syscall.ECONNRESET) {
+		n.Add(1)
 	}
 }
 

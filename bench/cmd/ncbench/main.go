@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -47,10 +48,10 @@ func main() {
 
 func benchmark(args []string) error {
 	fs := flag.NewFlagSet("ncbench", flag.ExitOnError)
-	rows := fs.String("rows", "loopback,wan", "rows or groups (loopback, wan, loss, all), comma-separated")
+	rows := fs.String("rows", "", "rows or groups (loopback, ends, wan, loss, all), comma-separated; default all, with -short loopback and wan")
 	names := fs.String("systems", strings.Join(systems.All, ","), "systems, comma-separated; also "+strings.Join(systems.Peers, " and ")+" if on PATH")
 	short := fs.Bool("short", false, "one round of 1 s windows, to see whether something broke")
-	rounds := fs.Int("rounds", 0, "rounds; default 5, with -short 1")
+	rounds := fs.Int("rounds", 0, "rounds; default 3, with -short 1")
 	window := fs.Duration("window", 0, "measured time per cell on loopback; default 2s, with -short 1s")
 	links := fs.Int("links", 2, "connections that each multiplexing agent opens to its hub")
 	out := fs.String("json", "", "write all figures to this file")
@@ -65,9 +66,11 @@ func benchmark(args []string) error {
 		return fmt.Errorf("unknown argument %q", fs.Arg(0))
 	}
 	o := run.Options{Links: *links, Pace: run.Full, Profile: *prof, Progress: os.Stderr, Systems: strings.Split(*names, ",")}
+	wanted := "all"
 	if *short {
-		o.Pace = run.Short
+		o.Pace, wanted = run.Short, "loopback,wan"
 	}
+	wanted = cmp.Or(*rows, wanted)
 	if *rounds > 0 {
 		o.Pace.Rounds = *rounds
 	}
@@ -80,7 +83,7 @@ func benchmark(args []string) error {
 		}
 	}
 	var err error
-	if o.Rows, err = run.Select(strings.Split(*rows, ",")); err != nil {
+	if o.Rows, err = run.Select(strings.Split(wanted, ",")); err != nil {
 		return err
 	}
 	if o.Self, err = os.Executable(); err != nil {
