@@ -7,7 +7,6 @@ import (
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
-	"github.com/nowconnect/nowconnect/internal/wire"
 	"github.com/nowconnect/nowconnect/modules/nowconnect"
 )
 
@@ -27,12 +26,13 @@ import (
 //	}
 func connector(app *nowconnect.App) option {
 	return func(d *caddyfile.Dispenser) error {
+		at := *d // for errors about the whole
 		var id string
 		if !d.AllArgs(&id) {
 			return d.Err("connector needs one name")
 		}
-		if err := wire.CheckName(id); err != nil {
-			return d.WrapErr(err)
+		if err := nowconnect.CheckName(id); err != nil {
+			return d.Errf("connector: %v", err)
 		}
 		if _, ok := app.Connectors[id]; ok {
 			return d.Errf("connector %q twice", id)
@@ -42,7 +42,7 @@ func connector(app *nowconnect.App) option {
 			return err
 		}
 		if len(c.Agents) == 0 {
-			return d.Errf("connector %q: no agents: name those that may serve it", id)
+			return at.Errf("connector %q: no agents: name those that may serve it", id)
 		}
 		if app.Connectors == nil {
 			app.Connectors = make(map[string]*nowconnect.Connector)
@@ -74,8 +74,8 @@ func agents(c *nowconnect.Connector) option {
 			return d.Err("agents needs at least one agent id")
 		}
 		for i, id := range c.Agents {
-			if err := wire.CheckName(id); err != nil {
-				return d.WrapErr(err)
+			if err := nowconnect.CheckName(id); err != nil {
+				return d.Errf("agents: %v", err)
 			}
 			if slices.Contains(c.Agents[:i], id) {
 				return d.Errf("agents: %q twice", id)

@@ -40,7 +40,7 @@ func parseOption(d *caddyfile.Dispenser, existing any) (any, error) {
 		return nil, d.Err("nowconnect twice: put everything into one block")
 	}
 	if d.NextArg() {
-		return nil, d.ArgErr()
+		return nil, d.Err("nowconnect takes a block and no arguments")
 	}
 	app := new(nowconnect.App)
 	p := appParser(app)

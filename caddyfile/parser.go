@@ -8,7 +8,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/dustin/go-humanize"
 
-	"github.com/nowconnect/nowconnect/internal/wire"
+	"github.com/nowconnect/nowconnect/modules/nowconnect"
 )
 
 // option reads one option, its name being the current token, up to its last
@@ -48,14 +48,27 @@ func (p parser) parse(d *caddyfile.Dispenser, block string) error {
 	return nil
 }
 
+// value reads the one value of the option that is the current token.
+func value(d *caddyfile.Dispenser) (string, error) {
+	what := d.Val()
+	var s string
+	if !d.AllArgs(&s) {
+		return "", d.Errf("%s takes one value", what)
+	}
+	return s, nil
+}
+
 func name(field *string) option {
 	return func(d *caddyfile.Dispenser) error {
-		if !d.AllArgs(field) {
-			return d.ArgErr()
+		what := d.Val()
+		s, err := value(d)
+		if err != nil {
+			return err
 		}
-		if err := wire.CheckName(*field); err != nil {
-			return d.WrapErr(err)
+		if err := nowconnect.CheckName(s); err != nil {
+			return d.Errf("%s: %v", what, err)
 		}
+		*field = s
 		return nil
 	}
 }
@@ -63,9 +76,9 @@ func name(field *string) option {
 func count(field *int) option {
 	return func(d *caddyfile.Dispenser) error {
 		what := d.Val()
-		var s string
-		if !d.AllArgs(&s) {
-			return d.ArgErr()
+		s, err := value(d)
+		if err != nil {
+			return err
 		}
 		n, err := strconv.Atoi(s)
 		if err != nil || n < 1 {
@@ -80,9 +93,9 @@ func count(field *int) option {
 func size(field *int64) option {
 	return func(d *caddyfile.Dispenser) error {
 		what := d.Val()
-		var s string
-		if !d.AllArgs(&s) {
-			return d.ArgErr()
+		s, err := value(d)
+		if err != nil {
+			return err
 		}
 		n, err := humanize.ParseBytes(s)
 		if err != nil || n < 1 || n > math.MaxInt64 {
@@ -96,9 +109,9 @@ func size(field *int64) option {
 func duration(field *caddy.Duration) option {
 	return func(d *caddyfile.Dispenser) error {
 		what := d.Val()
-		var s string
-		if !d.AllArgs(&s) {
-			return d.ArgErr()
+		s, err := value(d)
+		if err != nil {
+			return err
 		}
 		v, err := caddy.ParseDuration(s)
 		if err != nil || v <= 0 {
@@ -114,9 +127,9 @@ func duration(field *caddy.Duration) option {
 func durationOrOff(field *caddy.Duration) option {
 	return func(d *caddyfile.Dispenser) error {
 		what := d.Val()
-		var s string
-		if !d.AllArgs(&s) {
-			return d.ArgErr()
+		s, err := value(d)
+		if err != nil {
+			return err
 		}
 		if s == "off" {
 			return nil

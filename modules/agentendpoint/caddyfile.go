@@ -55,7 +55,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 	}
 	if d.NextArg() {
-		return d.ArgErr()
+		return d.Err("nowconnect_agent takes a matcher and one path at most")
 	}
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		if d.Val() != "max_handshakes" {
@@ -66,7 +66,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 		var s string
 		if !d.AllArgs(&s) {
-			return d.ArgErr()
+			return d.Err("max_handshakes takes one value")
 		}
 		n, err := strconv.Atoi(s)
 		if err != nil || n < 1 {

@@ -145,7 +145,7 @@ func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 func (Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the directive's name
 	if d.NextArg() {
-		return d.ArgErr()
+		return d.Err("nowconnect_health takes no arguments but a matcher")
 	}
 	if d.NextBlock(d.Nesting()) {
 		return d.Errf("unrecognized option %q of nowconnect_health", d.Val())

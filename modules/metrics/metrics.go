@@ -59,7 +59,7 @@ func (m *Metrics) Export(reg *prometheus.Registry, h *hub.Hub) error {
 func (m *Metrics) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the option's name
 	if d.NextArg() {
-		return d.ArgErr()
+		return d.Err("metrics takes a block and no arguments")
 	}
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		if d.Val() != "native_histograms" {
@@ -69,7 +69,7 @@ func (m *Metrics) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return d.Err("native_histograms twice")
 		}
 		if d.NextArg() {
-			return d.ArgErr()
+			return d.Err("native_histograms takes no value")
 		}
 		if d.NextBlock(nesting + 1) {
 			return d.Err("native_histograms takes no block")

@@ -135,7 +135,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 
 func (a *App) checkLimits() error {
 	if a.HubID != "" {
-		if err := wire.CheckName(a.HubID); err != nil {
+		if err := CheckName(a.HubID); err != nil {
 			return fmt.Errorf("hub_id: %w", err)
 		}
 	}

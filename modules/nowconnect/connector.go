@@ -2,9 +2,11 @@ package nowconnect
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -87,7 +89,7 @@ func (c *Connector) build(name string, app authz.Decider) (*hub.Connector, error
 }
 
 func (c *Connector) hubConnector(name string, app authz.Decider) (*hub.Connector, error) {
-	if err := wire.CheckName(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return nil, err
 	}
 	if err := c.checkAgents(); err != nil {
@@ -133,7 +135,7 @@ func (c *Connector) checkAgents() error {
 		return fmt.Errorf("no agents: name those that may serve it")
 	}
 	for i, id := range c.Agents {
-		if err := wire.CheckName(id); err != nil {
+		if err := CheckName(id); err != nil {
 			return fmt.Errorf("agents: %w", err)
 		}
 		if slices.Contains(c.Agents[:i], id) {
@@ -155,6 +157,15 @@ func (c *Connector) checkBounds() error {
 		return fmt.Errorf("connect_timeout is negative")
 	case c.IdleTimeout < 0:
 		return fmt.Errorf("idle_timeout is negative")
+	}
+	return nil
+}
+
+// CheckName reports whether s can name a hub, agent or connector, as
+// wire.CheckName does, in words for whoever wrote a configuration.
+func CheckName(s string) error {
+	if err := wire.CheckName(s); err != nil {
+		return errors.New(strings.TrimSuffix(err.Error(), ": "+wire.ErrBadHandshake.Error()))
 	}
 	return nil
 }

@@ -1,6 +1,10 @@
 package token
 
-import "github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+import (
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/nowconnect/nowconnect/modules/nowconnect"
+)
 
 // UnmarshalCaddyfile sets up the module from Caddyfile tokens. Syntax:
 //
@@ -11,8 +15,8 @@ import "github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 // Each agent has one line; several secrets on it are all accepted.
 func (t *Token) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the module's name
-	if d.CountRemainingArgs() > 0 {
-		return d.ArgErr()
+	if d.NextArg() {
+		return d.Err("agent_auth token takes a block and no arguments")
 	}
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		if d.Val() != "agent" {
@@ -23,6 +27,9 @@ func (t *Token) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return d.Err("agent needs an id and a secret")
 		}
 		id, secrets := args[0], args[1:]
+		if err := nowconnect.CheckName(id); err != nil {
+			return d.Errf("agent: %v", err)
+		}
 		if _, ok := t.Agents[id]; ok {
 			return d.Errf("agent %q twice: give all its secrets on one line", id)
 		}

@@ -24,7 +24,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/nowconnect/nowconnect/internal/hub"
-	"github.com/nowconnect/nowconnect/internal/wire"
 	"github.com/nowconnect/nowconnect/modules/nowconnect"
 )
 
@@ -76,7 +75,7 @@ func (t *Token) Provision(ctx caddy.Context) error {
 	t.ids = slices.Sorted(maps.Keys(t.Agents))
 	owner := make(map[digest]string)
 	for _, id := range t.ids {
-		if err := wire.CheckName(id); err != nil {
+		if err := nowconnect.CheckName(id); err != nil {
 			return err
 		}
 		for _, s := range t.Agents[id] {

@@ -46,7 +46,7 @@ func (*AllowAll) Decide(ctx context.Context, r *authz.Request) authz.Decision {
 func (*AllowAll) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the module's name
 	if d.NextArg() {
-		return d.ArgErr()
+		return d.Err("pdp allow_all takes no arguments")
 	}
 	if d.NextBlock(d.Nesting()) {
 		return d.Errf("unrecognized option %q of pdp allow_all", d.Val())
