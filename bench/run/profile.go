@@ -49,10 +49,7 @@ func perf(file string, pid int, d time.Duration) string {
 		{"by itself", []string{"--no-children"}},
 		{"with what it calls", []string{"--children"}},
 	} {
-		args := append([]string{"report", "-i", file, "--stdio", "-g", "none", "--percent-limit", "0.7", "-F", "overhead,sym"}, view.args...)
-		if view.args[0] == "--children" {
-			args[8] = "overhead_children,sym"
-		}
+		args := append([]string{"report", "-i", file, "--stdio", "-g", "none", "--percent-limit", "0.7", "--sort", "sym"}, view.args...)
 		b, err := exec.Command("perf", args...).Output()
 		if err != nil {
 			return fmt.Sprintf("perf report: %v\n", err)

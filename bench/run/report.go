@@ -104,8 +104,10 @@ func (r *Report) WriteMarkdown(w io.Writer) error {
 	fmt.Fprintf(&b, "%s. %s. %d rounds of %v (WAN %v), medians (min–max); %d links per multiplexed agent.\n\n",
 		r.Started.Format("2006-01-02"), r.Machine, r.Pace.Rounds, r.Pace.Window, r.Pace.WANRun, r.Links)
 	r.figures(&b)
-	b.WriteString("\nRatios of medians, × L1 / × yamux. Bold: not worse than yamux.\n\n")
-	r.ratios(&b)
+	if slices.Contains(r.Systems, systems.L1) || slices.Contains(r.Systems, systems.Yamux) {
+		b.WriteString("\nRatios of medians, × L1 / × yamux. Bold: not worse than yamux.\n\n")
+		r.ratios(&b)
+	}
 	r.remarks(&b)
 	if _, err := io.WriteString(w, b.String()); err != nil {
 		return fmt.Errorf("write table: %w", err)
@@ -173,7 +175,7 @@ func (r *Report) ratios(b *strings.Builder) {
 				continue
 			}
 			y := ratio(s, ya, okYa)
-			if v := s.median / ya.median; okYa && n != systems.Yamux && (m.More && v >= 1 || !m.More && v <= 1) {
+			if v := s.median / ya.median; okYa && ya.median != 0 && n != systems.Yamux && (m.More && v >= 1 || !m.More && v <= 1) {
 				y = "**" + y + "**"
 			}
 			fmt.Fprintf(b, " %s / %s |", ratio(s, l1, okL1), y)
