@@ -144,20 +144,7 @@ var link = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 
 // TestLinks checks that the pages and the README link to files that exist.
 func TestLinks(t *testing.T) {
-	pages := []string{"../README.md"}
-	err := filepath.WalkDir(".", func(path string, d os.DirEntry, err error) error {
-		if filepath.Ext(path) == ".md" {
-			pages = append(pages, path)
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(pages) < 5 {
-		t.Fatalf("only %q found", pages)
-	}
-	for _, p := range pages {
+	for _, p := range allPages(t) {
 		for _, m := range link.FindAllStringSubmatch(readPage(t, p), -1) {
 			target, _, _ := strings.Cut(m[1], "#")
 			if target == "" || strings.Contains(target, "://") {
