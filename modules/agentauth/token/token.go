@@ -110,10 +110,11 @@ func resolve(configured string) (digest, error) {
 	}
 	s = strings.TrimSpace(s)
 	if h, ok := strings.CutPrefix(s, hashPrefix); ok {
-		if n, err := hex.Decode(d[:], []byte(strings.ToLower(h))); hex.DecodedLen(len(h)) != len(d) || err != nil || n != len(d) {
+		b, err := hex.DecodeString(h)
+		if err != nil || len(b) != len(d) {
 			return d, fmt.Errorf("secret: %s is not followed by %d hex digits", hashPrefix, 2*len(d))
 		}
-		return d, nil
+		return digest(b), nil
 	}
 	if s == "" {
 		return d, fmt.Errorf("secret is empty; %s", howToMake)
