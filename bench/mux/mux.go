@@ -153,8 +153,8 @@ func copyPooled(dst io.Writer, src io.Reader) error {
 	b := buffers.Get().(*[]byte)
 	defer buffers.Put(b)
 	_, err := io.CopyBuffer(dst, src, *b) // a smux stream uses its own WriteTo instead
-	if errors.Is(err, io.ErrClosedPipe) || errors.Is(err, net.ErrClosed) {
-		return nil // the other direction was over first and closed both
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrClosedPipe) || errors.Is(err, net.ErrClosed) {
+		return nil // smux tells the end as an error, and so does what the other direction closed
 	}
 	return err
 }

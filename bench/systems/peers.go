@@ -11,6 +11,17 @@ import (
 // configures, starts and stops peers; it does not build them.
 var ErrNotInstalled = errors.New("not on PATH")
 
+// Installed reports whether the programs of a peer are on PATH; nil for all other systems.
+func Installed(name string) error {
+	switch name {
+	case Frp:
+		return onPath("frps", "frpc")
+	case Chisel:
+		return onPath("chisel")
+	}
+	return nil
+}
+
 func onPath(names ...string) error {
 	for _, n := range names {
 		if _, err := exec.LookPath(n); err != nil {
@@ -49,9 +60,6 @@ remotePort = %[9]s
 )
 
 func (p plan) startFrp(sys *System) error {
-	if err := onPath("frps", "frpc"); err != nil {
-		return err
-	}
 	host, port, err := net.SplitHostPort(p.target)
 	if err != nil {
 		return err
@@ -69,9 +77,6 @@ func (p plan) startFrp(sys *System) error {
 
 // chisel with mTLS around its own SSH.
 func (p plan) startChisel(sys *System) error {
-	if err := onPath("chisel"); err != nil {
-		return err
-	}
 	return p.both(sys,
 		[]string{"chisel", "server", "--host", p.hubIP, "--port", p.agentPort, "--reverse", "--auth", "bench:" + token,
 			"--tls-cert", p.Files.ServerCert, "--tls-key", p.Files.ServerKey, "--tls-ca", p.Files.CA},

@@ -49,7 +49,7 @@ func main() {
 func benchmark(args []string) error {
 	fs := flag.NewFlagSet("ncbench", flag.ExitOnError)
 	rows := fs.String("rows", "", "rows or groups (loopback, ends, wan, loss, all), comma-separated; default all, with -short loopback and wan")
-	names := fs.String("systems", strings.Join(systems.All, ","), "systems, comma-separated; also "+strings.Join(systems.Peers, " and ")+" if on PATH")
+	names := fs.String("systems", "all", "comma-separated: all ("+strings.Join(systems.All, ", ")+"), peers ("+strings.Join(systems.Peers, ", ")+", where on PATH), or single ones")
 	short := fs.Bool("short", false, "one round of 1 s windows, to see whether something broke")
 	rounds := fs.Int("rounds", 0, "rounds; default 3, with -short 1")
 	window := fs.Duration("window", 0, "measured time per cell on loopback; default 2s, with -short 1s")
@@ -65,7 +65,7 @@ func benchmark(args []string) error {
 	if fs.NArg() > 0 {
 		return fmt.Errorf("unknown argument %q", fs.Arg(0))
 	}
-	o := run.Options{Links: *links, Pace: run.Full, Profile: *prof, Progress: os.Stderr, Systems: strings.Split(*names, ",")}
+	o := run.Options{Links: *links, Pace: run.Full, Profile: *prof, Progress: os.Stderr}
 	wanted := "all"
 	if *short {
 		o.Pace, wanted = run.Short, "loopback,wan"
@@ -77,12 +77,10 @@ func benchmark(args []string) error {
 	if *window > 0 {
 		o.Pace.Window = *window
 	}
-	for _, n := range o.Systems {
-		if !slices.Contains(slices.Concat(systems.All, systems.Peers), n) {
-			return fmt.Errorf("no system %q; systems: %v, peers: %v", n, systems.All, systems.Peers)
-		}
-	}
 	var err error
+	if o.Systems, err = selectSystems(strings.Split(*names, ",")); err != nil {
+		return err
+	}
 	if o.Rows, err = run.Select(strings.Split(wanted, ",")); err != nil {
 		return err
 	}
@@ -106,6 +104,30 @@ func benchmark(args []string) error {
 		defer os.RemoveAll(o.Dir)
 	}
 	return measure(o, *out, *doc)
+}
+
+// selectSystems spells out groups and leaves out, with a remark, peers that are not installed.
+func selectSystems(words []string) ([]string, error) {
+	var names []string
+	for _, w := range words {
+		switch {
+		case w == "all":
+			names = append(names, systems.All...)
+		case w == "peers":
+			names = append(names, systems.Peers...)
+		case slices.Contains(slices.Concat(systems.All, systems.Peers), w):
+			names = append(names, w)
+		default:
+			return nil, fmt.Errorf("no system %q; systems: %v, peers: %v", w, systems.All, systems.Peers)
+		}
+	}
+	return slices.DeleteFunc(names, func(n string) bool {
+		err := systems.Installed(n)
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "ncbench: %s not run: %v\n", n, err)
+		}
+		return err != nil
+	}), nil
 }
 
 func measure(o run.Options, jsonFile, mdFile string) error {
