@@ -152,10 +152,9 @@ func (c *Config) validateHub(where func(string) string) error {
 		errs = append(errs, fmt.Errorf("%s: %s would send the token and all traffic in clear text; "+
 			"use https, or permit it with tunnel.insecure, NC_INSECURE or -insecure", where("url"), u))
 	}
-	switch err := wire.CheckName(c.AgentID); {
-	case c.AgentID == "":
+	if c.AgentID == "" {
 		errs = append(errs, fmt.Errorf("%s: no agent id; give this agent the name that the hub knows it by", where("agent_id")))
-	case err != nil:
+	} else if err := checkName(c.AgentID); err != nil {
 		errs = append(errs, fmt.Errorf("%s: %w", where("agent_id"), err))
 	}
 	if c.TokenFile == "" {
@@ -187,7 +186,7 @@ func (c *Config) validateTargets(where func(string) string) error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Targets)) {
 		t, at := c.Targets[name], where("targets."+name)
-		if err := wire.CheckName(name); err != nil {
+		if err := checkName(name); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", at, err))
 		}
 		if t.Host == "" {
@@ -239,6 +238,15 @@ func (c *Config) validateBounds(where func(string) string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// checkName says about a name in the configuration what wire says about one in
+// a handshake.
+func checkName(s string) error {
+	if wire.CheckName(s) == nil {
+		return nil
+	}
+	return fmt.Errorf("%q cannot be a name: 1 to %d letters, digits, '.', '-' and '_', the first no '.' or '-'", s, wire.MaxName)
 }
 
 // minMemory leaves room for a few sessions' first windows.
