@@ -55,8 +55,8 @@ func (p plan) startMux(sys *System) error {
 }
 
 // oursApp has every part that a real hub has: agent authentication, policy,
-// metrics. Only the limits are wider than their defaults, for the rows with
-// thousands of connections from one address.
+// metrics. Only the limits are wider than their defaults: at 64 KiB of first
+// window each, 256 MiB admit 4096 sessions per agent.
 const oursApp = `nowconnect {
 		agent_auth token {
 			agent bench {file.%s}
@@ -65,6 +65,7 @@ const oursApp = `nowconnect {
 			agents bench
 		}
 		pdp allow_all
+		agent_memory 2GiB
 		metrics
 	}`
 
