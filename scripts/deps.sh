@@ -1,0 +1,69 @@
+#!/bin/sh
+# Installs what the tests run against: OpenLDAP, Prometheus, and the tools to
+# look at them. Does nothing, and says nothing, when all of it is there. On
+# systems other than Debian it names what is missing.
+set -eu
+
+have() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ]; }
+
+# program:package
+missing= packages=
+for pair in slapd:slapd slapadd:slapd ldapsearch:ldap-utils openssl:openssl \
+	prometheus:prometheus ip:iproute2 gcc:gcc curl:curl; do
+	if ! have "${pair%%:*}"; then
+		missing="$missing ${pair%%:*}"
+		packages="$packages ${pair#*:}"
+	fi
+done
+# The race detector links against the C library.
+if [ ! -e /usr/include/stdlib.h ]; then
+	missing="$missing libc-headers"
+	packages="$packages libc6-dev"
+fi
+[ -n "$missing" ] || exit 0
+
+if ! have apt-get; then
+	echo "deps: missing:$missing; install them with your system's package manager" >&2
+	exit 1
+fi
+
+root=
+if [ "$(id -u)" != 0 ]; then
+	have sudo || { echo "deps: missing:$missing; install as root:$packages" >&2; exit 1; }
+	root=sudo
+fi
+
+log=$(mktemp)
+policy=/usr/sbin/policy-rc.d
+made=
+cleanup() {
+	if [ -n "$made" ]; then $root rm -f "$policy"; fi
+	rm -f "$log"
+}
+trap cleanup EXIT
+
+quietly() {
+	if ! "$@" >"$log" 2>&1 </dev/null; then
+		cat "$log" >&2
+		echo "deps: failed: $*" >&2
+		exit 1
+	fi
+}
+
+# The tests start servers of their own, on ports of their own. The packages'
+# services are neither started now (policy-rc.d) nor at the next boot.
+if [ ! -e "$policy" ]; then
+	printf '#!/bin/sh\nexit 101\n' | $root tee "$policy" >/dev/null
+	$root chmod 755 "$policy"
+	made=1
+fi
+
+echo "deps: installing$packages"
+quietly $root apt-get -q update
+# shellcheck disable=SC2086 # a list of packages
+quietly $root env DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends $packages
+for service in slapd prometheus; do
+	case " $packages " in *" $service "*)
+		if [ -d /run/systemd/system ]; then quietly $root systemctl disable --now "$service"; fi ;;
+	esac
+done

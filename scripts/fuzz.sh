@@ -1,0 +1,18 @@
+#!/bin/sh
+# fuzz.sh [TIME]: runs every fuzz target of the module for TIME (60s), one
+# after the other. A package counts when one of its tests declares a target;
+# go test itself lists them.
+set -eu
+cd "$(dirname "$0")/.."
+time=${1:-60s}
+ran=0
+for dir in $(grep -rl --include='*_test.go' '^func Fuzz' internal modules caddyfile cmd 2>/dev/null | xargs -n1 dirname | sort -u); do
+	for target in $(go test -list '^Fuzz' "./$dir" | grep '^Fuzz'); do
+		echo "fuzz: ./$dir $target for $time"
+		go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "./$dir"
+		ran=$((ran + 1))
+	done
+done
+# Finding none would look like passing.
+[ "$ran" -gt 0 ] || { echo "fuzz: no targets found" >&2; exit 1; }
+echo "fuzz: $ran targets ran"
