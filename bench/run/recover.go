@@ -1,6 +1,7 @@
 package run
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -14,10 +15,10 @@ const away = time.Second
 
 // recoverBoth kills the agent, then the hub, and times each from its restart
 // to the first answered request.
-func recoverBoth(o *Options, site *systems.Site, y *systems.System, s load.Spec) (load.Result, error) {
+func recoverBoth(ctx context.Context, o *Options, site *systems.Site, y *systems.System, s load.Spec) (load.Result, error) {
 	res := load.Result{}
 	for name, p := range map[string]**systems.Process{"after agent kill, ms": &y.Agent, "after hub kill, ms": &y.Hub} {
-		ms, err := o.recoverOne(site, p, s)
+		ms, err := o.recoverOne(ctx, site, p, s)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
@@ -27,7 +28,7 @@ func recoverBoth(o *Options, site *systems.Site, y *systems.System, s load.Spec)
 	return res, nil
 }
 
-func (o *Options) recoverOne(site *systems.Site, p **systems.Process, s load.Spec) (float64, error) {
+func (o *Options) recoverOne(ctx context.Context, site *systems.Site, p **systems.Process, s load.Spec) (float64, error) {
 	(*p).Stop()
 	time.Sleep(away - 200*time.Millisecond)
 	type answer struct {
@@ -36,7 +37,7 @@ func (o *Options) recoverOne(site *systems.Site, p **systems.Process, s load.Spe
 	}
 	got := make(chan answer, 1)
 	go func() {
-		r, err := o.load(site, s)
+		r, err := o.load(ctx, site, s)
 		got <- answer{r, err}
 	}()
 	time.Sleep(200 * time.Millisecond) // the tries are under way

@@ -35,6 +35,18 @@ func (r *Report) WriteJSON(path string) error {
 	return nil
 }
 
+// Failures counts the cells that failed. A row that cannot run here is none.
+func (r *Report) Failures() (n int) {
+	for _, row := range r.Rows {
+		for _, c := range row.Cells {
+			if c.Failed != "" {
+				n++
+			}
+		}
+	}
+	return n
+}
+
 // spread is a metric over the rounds of a cell.
 type spread struct{ median, low, high float64 }
 

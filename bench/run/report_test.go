@@ -22,6 +22,9 @@ func TestTableTellsWhatIsMissing(t *testing.T) {
 		},
 		{Name: "wan", Title: "WAN", NotRun: "needs root", metrics: []Metric{{Name: "MB/s"}}},
 	}}
+	if n := r.Failures(); n != 1 {
+		t.Errorf("%d cells failed, want 1", n)
+	}
 	var b strings.Builder
 	if err := r.WriteMarkdown(&b); err != nil {
 		t.Fatal(err)

@@ -8,6 +8,7 @@
 package run
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"time"
@@ -29,7 +30,7 @@ type Row struct {
 	// SkipDirect is set where there is no hub and agent to look at.
 	SkipDirect bool
 	// Measure takes the place of one run of Spec where a cell needs more.
-	Measure func(o *Options, site *systems.Site, y *systems.System, s load.Spec) (load.Result, error)
+	Measure func(ctx context.Context, o *Options, site *systems.Site, y *systems.System, s load.Spec) (load.Result, error)
 	// After, if set, is measured once more after all rounds with the target gone.
 	After string
 }

@@ -2,6 +2,7 @@ package run
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -45,13 +46,16 @@ type RowResult struct {
 	metrics []Metric
 }
 
-// Run measures all rows.
-func Run(o Options) []RowResult {
+// Run measures all rows, or those before ctx ends.
+func Run(ctx context.Context, o Options) []RowResult {
 	var all []RowResult
 	for _, row := range o.Rows {
+		if ctx.Err() != nil {
+			break
+		}
 		began := time.Now()
 		res := RowResult{Name: row.Name, Title: row.Title, Spec: o.Pace.spec(row), WAN: row.WAN, Cells: map[string]*Cell{}, metrics: row.Metrics}
-		if err := o.row(row, &res); err != nil {
+		if err := o.row(ctx, row, &res); err != nil {
 			res.NotRun = err.Error()
 		}
 		all = append(all, res)
@@ -60,7 +64,7 @@ func Run(o Options) []RowResult {
 	return all
 }
 
-func (o *Options) row(row Row, res *RowResult) error {
+func (o *Options) row(ctx context.Context, row Row, res *RowResult) error {
 	if row.WAN != nil {
 		if err := wan.Available(); err != nil {
 			return err
@@ -90,15 +94,18 @@ func (o *Options) row(row Row, res *RowResult) error {
 		}
 		up = append(up, y)
 	}
-	up = o.awaitAll(site, up, res)
+	up = o.awaitAll(ctx, site, up, res)
 	for round := range o.Pace.Rounds {
 		for i := range up {
+			if ctx.Err() != nil {
+				return errors.New("interrupted")
+			}
 			y := up[(i+round)%len(up)]
-			o.cell(site, y, row, res)
+			o.cell(ctx, site, y, row, res)
 		}
 	}
 	if row.After != "" {
-		o.after(site, up, row, res)
+		o.after(ctx, site, up, row, res)
 	}
 	return nil
 }
@@ -107,11 +114,11 @@ func (o *Options) row(row Row, res *RowResult) error {
 const settle = 500 * time.Millisecond
 
 // awaitAll returns the systems that carry traffic and stops the others.
-func (o *Options) awaitAll(site *systems.Site, up []*systems.System, res *RowResult) []*systems.System {
+func (o *Options) awaitAll(ctx context.Context, site *systems.Site, up []*systems.System, res *RowResult) []*systems.System {
 	var ready []*systems.System
 	for _, y := range up {
 		s := load.Spec{Kind: load.Ready, Addr: y.Client, Conns: 4, Window: 15 * time.Second}
-		if _, err := o.load(site, s); err != nil {
+		if _, err := o.load(ctx, site, s); err != nil {
 			res.Cells[y.Name].Failed = fmt.Sprintf("did not come up: %v\n%s", err, y.Tail())
 			y.Stop()
 			continue
@@ -123,11 +130,11 @@ func (o *Options) awaitAll(site *systems.Site, up []*systems.System, res *RowRes
 }
 
 // after measures row.After with the target gone, into the figures of the last round.
-func (o *Options) after(site *systems.Site, up []*systems.System, row Row, res *RowResult) {
+func (o *Options) after(ctx context.Context, site *systems.Site, up []*systems.System, row Row, res *RowResult) {
 	site.StopTarget()
 	for _, y := range up {
 		c := res.Cells[y.Name]
-		r, err := o.load(site, load.Spec{Kind: row.After, Addr: y.Client, Conns: res.Spec.Conns})
+		r, err := o.load(ctx, site, load.Spec{Kind: row.After, Addr: y.Client, Conns: res.Spec.Conns})
 		if err != nil || len(c.Rounds) == 0 {
 			c.Failed = fmt.Sprintf("%s: %v", row.After, err)
 			continue
@@ -136,7 +143,7 @@ func (o *Options) after(site *systems.Site, up []*systems.System, row Row, res *
 	}
 }
 
-func (o *Options) cell(site *systems.Site, y *systems.System, row Row, res *RowResult) {
+func (o *Options) cell(ctx context.Context, site *systems.Site, y *systems.System, row Row, res *RowResult) {
 	s := res.Spec
 	s.Addr, s.Count = y.Client, site.TargetFromClient()
 	if y.Hub != nil {
@@ -148,11 +155,11 @@ func (o *Options) cell(site *systems.Site, y *systems.System, row Row, res *RowR
 	}
 	measure := row.Measure
 	if measure == nil {
-		measure = func(o *Options, site *systems.Site, _ *systems.System, s load.Spec) (load.Result, error) {
-			return o.load(site, s)
+		measure = func(ctx context.Context, o *Options, site *systems.Site, _ *systems.System, s load.Spec) (load.Result, error) {
+			return o.load(ctx, site, s)
 		}
 	}
-	r, err := measure(o, site, y, s)
+	r, err := measure(ctx, o, site, y, s)
 	if profiled != nil {
 		fmt.Fprintf(o.Progress, "\n## %s, %s\n%s", res.Name, y.Name, <-profiled)
 	}
@@ -168,7 +175,7 @@ func (o *Options) cell(site *systems.Site, y *systems.System, row Row, res *RowR
 }
 
 // load takes one measurement in a process of its own.
-func (o *Options) load(site *systems.Site, s load.Spec) (load.Result, error) {
+func (o *Options) load(ctx context.Context, site *systems.Site, s load.Spec) (load.Result, error) {
 	spec, err := json.Marshal(s)
 	if err != nil {
 		return nil, fmt.Errorf("describe the traffic: %w", err)
@@ -177,7 +184,7 @@ func (o *Options) load(site *systems.Site, s load.Spec) (load.Result, error) {
 	if ns := site.ClientNS(); ns != "" {
 		argv = append([]string{"ip", "netns", "exec", ns}, argv...)
 	}
-	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {

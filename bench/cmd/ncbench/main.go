@@ -138,7 +138,10 @@ func measure(o run.Options, jsonFile, mdFile string) error {
 	if r.Machine.Load > run.Quiet {
 		fmt.Fprintf(os.Stderr, "ncbench: load average is %.2f: something else is running, do not publish these figures\n", r.Machine.Load)
 	}
-	r.Rows = run.Run(o)
+	// An interrupted run still stops its processes, and shows what it has.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	r.Rows = run.Run(ctx, o)
 	if jsonFile != "" {
 		if err := r.WriteJSON(jsonFile); err != nil {
 			return err
@@ -154,7 +157,13 @@ func measure(o run.Options, jsonFile, mdFile string) error {
 			return err
 		}
 	}
-	return r.WriteMarkdown(os.Stdout)
+	if err := r.WriteMarkdown(os.Stdout); err != nil {
+		return err
+	}
+	if n := r.Failures(); n > 0 {
+		return fmt.Errorf("%d cells without all their figures, see below the table", n)
+	}
+	return nil
 }
 
 func runTarget(args []string) error {
