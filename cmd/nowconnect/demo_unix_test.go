@@ -23,17 +23,15 @@ import (
 	"github.com/go-ldap/ldap/v3"
 
 	"github.com/nowconnect/nowconnect/internal/demodir"
+	"github.com/nowconnect/nowconnect/internal/testpeer"
 )
 
 // TestDemo runs the binaries as a user does.
 func TestDemo(t *testing.T) {
-	both, alone := t.TempDir(), t.TempDir()
-	build(t, filepath.Join(both, "nowconnect"), ".")
-	build(t, filepath.Join(both, "nowconnect-agent"), "../nowconnect-agent")
-	if err := os.Link(filepath.Join(both, "nowconnect"), filepath.Join(alone, "nowconnect")); err != nil {
-		t.Fatal(err)
-	}
-	withAgent, withoutAgent := filepath.Join(both, "nowconnect"), filepath.Join(alone, "nowconnect")
+	withAgent := testpeer.BuildBinary(t, "./cmd/nowconnect", false)
+	testpeer.BuildBinary(t, "./cmd/nowconnect-agent", false) // lies beside it
+	withoutAgent := filepath.Join(t.TempDir(), "nowconnect")
+	copyFile(t, withoutAgent, withAgent)
 
 	t.Run("once", func(t *testing.T) {
 		t.Parallel()
@@ -57,28 +55,15 @@ func TestDemo(t *testing.T) {
 	})
 	t.Run("given directory is down", func(t *testing.T) {
 		t.Parallel()
-		addr := freeAddr(t)
+		addr := testpeer.Refuse(t)
 		r := runDemoCommand(t, withAgent, "--once", "--ldap-port", "0", "--http-port", "0", "--directory", addr)
 		r.expect(t, 1, "demo failed: the directory given with --directory cannot be reached", addr)
 	})
 	t.Run("given directory speaks no LDAP", func(t *testing.T) {
 		t.Parallel()
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer ln.Close()
-		go func() {
-			for {
-				c, err := ln.Accept()
-				if err != nil {
-					return
-				}
-				c.Close()
-			}
-		}()
-		r := runDemoCommand(t, withAgent, "--once", "--ldap-port", "0", "--http-port", "0", "--directory", ln.Addr().String())
-		r.expect(t, 1, "demo failed: read the root DSE of "+ln.Addr().String()+" through the tunnel")
+		mute := testpeer.Resetter(t, 1).Addr
+		r := runDemoCommand(t, withAgent, "--once", "--ldap-port", "0", "--http-port", "0", "--directory", mute)
+		r.expect(t, 1, "demo failed: read the root DSE of "+mute+" through the tunnel")
 	})
 	for _, flag := range []string{"--ldap-port", "--http-port"} {
 		t.Run("busy port of "+flag, func(t *testing.T) {
@@ -176,22 +161,15 @@ func testDemoAgentDies(t *testing.T, bin string) {
 	d.until("demo failed: the agent ended by itself: signal: killed")
 }
 
-func build(t *testing.T, out, pkg string) {
+func copyFile(t *testing.T, to, from string) {
 	t.Helper()
-	if b, err := exec.Command("go", "build", "-o", out, pkg).CombinedOutput(); err != nil {
-		t.Fatalf("go build %s: %v\n%s", pkg, err, b)
-	}
-}
-
-// freeAddr returns an address where nobody listens.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	b, err := os.ReadFile(from)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	if err := os.WriteFile(to, b, 0o755); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func mustMatch(t *testing.T, s, pattern string) string {

@@ -516,7 +516,7 @@ func TestHostileBytesEndOnlyTheirConnection(t *testing.T) {
 func TestLdapsearch(t *testing.T) {
 	bin, err := exec.LookPath("ldapsearch")
 	if err != nil {
-		t.Skip("ldapsearch (Debian: ldap-utils) is not installed")
+		t.Fatal("ldapsearch is not installed: run make deps, or install ldap-utils")
 	}
 	s := start(t)
 	out, err := exec.Command(bin, "-H", "ldap://"+s.Addr(), "-x", "-D", ReaderDN, "-w", ReaderPassword, "-LLL", "-o", "ldif-wrap=no",
