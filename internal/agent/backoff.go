@@ -14,6 +14,10 @@ const (
 	// the delays grow: a hub that restarts is back within seconds, and a
 	// refused TCP connect costs nobody anything.
 	quickRetry = 5 * time.Second
+
+	// busyMax bounds the delay after a hub that takes no agents now: that
+	// passes, and its Retry-After says no more than this.
+	busyMax = 5 * time.Second
 )
 
 // backoff spaces the attempts of one link. Owned by that link's loop.
@@ -36,6 +40,8 @@ func (b *backoff) next(t trouble) time.Duration {
 		b.last = b.max
 	case t == troubleLost && now.Sub(b.since) < quickRetry:
 		b.last = b.min
+	case t == troubleBusy:
+		b.last = min(max(2*b.last, b.min), busyMax, b.max)
 	default:
 		b.last = min(max(2*b.last, b.min), b.max)
 	}

@@ -63,6 +63,7 @@ type trouble int
 
 const (
 	troubleLost       trouble = iota // the network or a restarting hub: worth a quick retry
+	troubleBusy                      // the hub answers, and takes no agents at the moment
 	troubleRefused                   // the hub does not want us: asking often does not help
 	troubleSuperseded                // somebody else uses our agent id
 )
@@ -73,13 +74,20 @@ func classify(err error) trouble {
 		switch le.Reason {
 		case wire.ReasonSuperseded:
 			return troubleSuperseded
+		case wire.ReasonDraining:
+			return troubleBusy
 		case wire.ReasonRefused, wire.ReasonDenied, wire.ReasonRevoked, wire.ReasonLimit, wire.ReasonProtocol:
 			return troubleRefused
 		}
 	}
 	var ce *ConnectError
-	if errors.As(err, &ce) && ce.FromHub && ce.Status >= 400 && ce.Status < 500 {
-		return troubleRefused
+	if errors.As(err, &ce) && ce.FromHub {
+		switch {
+		case ce.Status == http.StatusServiceUnavailable || ce.Status == http.StatusTooManyRequests:
+			return troubleBusy
+		case ce.Status >= 400 && ce.Status < 500:
+			return troubleRefused
+		}
 	}
 	if errors.As(err, &ce) && (ce.Stage == stageToken || ce.Stage == stageCA) {
 		return troubleRefused // a file will not come back within milliseconds

@@ -172,6 +172,10 @@ func TestBackoff(t *testing.T) {
 		within("quick", b.next(troubleLost), 200*time.Millisecond)
 		time.Sleep(quickRetry)
 		within("growing", b.next(troubleLost), 400*time.Millisecond)
+		b.reset()
+		for _, hi := range []time.Duration{200, 400, 800, 1600, 3200, 5000, 5000} {
+			within("busy", b.next(troubleBusy), hi*time.Millisecond)
+		}
 		within("superseded", b.next(troubleSuperseded), 30*time.Second)
 	})
 }
@@ -438,7 +442,8 @@ func TestClassify(t *testing.T) {
 	}{
 		{hubSays(http.StatusUnauthorized), troubleRefused},
 		{hubSays(http.StatusForbidden), troubleRefused},
-		{hubSays(http.StatusServiceUnavailable), troubleLost}, // restarting or draining
+		{hubSays(http.StatusServiceUnavailable), troubleBusy}, // starting, draining or crowded
+		{&ConnectError{Stage: stageHello, FromHub: true, Err: remote(wire.ReasonDraining)}, troubleBusy},
 		{&ConnectError{Stage: stageUpgrade, Status: 403, Err: errors.New("x")}, troubleLost},
 		{&ConnectError{Stage: stageDial, Err: errors.New("x")}, troubleLost},
 		{&ConnectError{Stage: stageToken, Err: errors.New("x")}, troubleRefused},
