@@ -179,8 +179,8 @@ func (c *AgentConnector) WriteTime(d time.Duration) { c.write.Observe(d.Seconds(
 // DrainTime records how long the kernel then took to accept the rest.
 func (c *AgentConnector) DrainTime(d time.Duration) { c.drain.Observe(d.Seconds()) }
 
-// FinSent, FinReceived, RstSent and RstReceived do nothing: the hub counts the
-// same frames at its end, and the agent's closed reasons tell the rest.
+// FinSent does nothing, as FinReceived, RstSent and RstReceived: the hub counts
+// the same frames at its end, and the agent's closed reasons tell the rest.
 func (c *AgentConnector) FinSent() {}
 
 // FinReceived does nothing; see FinSent.

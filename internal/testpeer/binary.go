@@ -44,7 +44,7 @@ func BuildBinary(tb testing.TB, pkg string, race bool) string {
 		path += "-race"
 		args, env = []string{"build", "-race"}, append(os.Environ(), "CGO_ENABLED=1")
 	}
-	cmd := exec.Command("go", append(args, "-o", path, pkg)...) //nolint:gosec // our own packages
+	cmd := exec.Command("go", append(args, "-o", path, pkg)...)
 	cmd.Dir, cmd.Env = root, env
 	if out, err := cmd.CombinedOutput(); err != nil {
 		tb.Fatalf("build %s: %v\n%s", pkg, err, out)
@@ -74,7 +74,7 @@ func ModuleRoot(tb testing.TB) string {
 // The lock dies with the process, however it ends.
 func lockDir(tb testing.TB, dir string) (unlock func()) {
 	tb.Helper()
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // our own directory
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -22,7 +22,6 @@ type CA struct {
 	File string         // the same in a file
 	Pool *x509.CertPool // the same, to verify with
 
-	dir  string
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 }
@@ -52,10 +51,10 @@ func NewCA(tb testing.TB) *CA {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	ca := &CA{dir: tb.TempDir(), cert: cert, key: key, Pool: x509.NewCertPool()}
+	ca := &CA{cert: cert, key: key, Pool: x509.NewCertPool()}
 	ca.PEM = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	ca.Pool.AddCert(cert)
-	ca.File = writeFile(tb, filepath.Join(ca.dir, "ca.pem"), ca.PEM)
+	ca.File = writeFile(tb, filepath.Join(tb.TempDir(), "ca.pem"), ca.PEM)
 	return ca
 }
 
@@ -91,10 +90,7 @@ func (ca *CA) Issue(tb testing.TB, names ...string) *Cert {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	dir, err := os.MkdirTemp(ca.dir, "leaf")
-	if err != nil {
-		tb.Fatal(err)
-	}
+	dir := tb.TempDir()
 	return &Cert{
 		TLS:      pair,
 		CertFile: writeFile(tb, filepath.Join(dir, "cert.pem"), certPEM),

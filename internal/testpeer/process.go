@@ -26,7 +26,7 @@ type Process struct {
 // either happens. Its output is logged if the test failed.
 func Start(tb testing.TB, env []string, path string, args ...string) *Process {
 	tb.Helper()
-	cmd := exec.Command(path, args...) //nolint:gosec // tests choose what they run
+	cmd := exec.Command(path, args...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.SysProcAttr = procAttr()
 	// Grandchildren that keep our pipes must not hold up Wait.

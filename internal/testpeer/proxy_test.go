@@ -81,7 +81,7 @@ func read(c net.Conn, within time.Duration) error {
 // A peer that closes behind the black hole is not heard of until it heals.
 func TestProxyBlackholeSwallowsFIN(t *testing.T) {
 	closed := make(chan struct{})
-	target := Serve(t, func(c *net.TCPConn) { <-closed })
+	target := Serve(t, func(*net.TCPConn) { <-closed })
 	p := TCPProxy(t, target.Addr)
 	c := dial(t, p.Addr)
 	if !eventually(5*time.Second, nil, func() bool { return target.Open() == 1 }) {

@@ -71,7 +71,7 @@ func Slapd(tb testing.TB, o SlapdOptions) *Directory {
 	}
 	conf := writeFile(tb, filepath.Join(dir, "slapd.conf"), []byte(d.config(tb, dir, o)))
 	seed := writeFile(tb, filepath.Join(dir, "seed.ldif"), []byte(d.ldif(o)))
-	add := exec.Command(slapadd, "-q", "-f", conf, "-b", base, "-l", seed) //nolint:gosec // our own files
+	add := exec.Command(slapadd, "-q", "-f", conf, "-b", base, "-l", seed)
 	if out, err := add.CombinedOutput(); err != nil {
 		tb.Fatalf("slapadd: %v\n%s", err, out)
 	}

@@ -120,7 +120,7 @@ func TestHalfCloseTargets(t *testing.T) {
 	}
 	target, got := FINFirst(t)
 	c = dial(t, target.Addr)
-	if n, err := c.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+	if n, err := c.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("read %d, %v, want EOF", n, err)
 	}
 	if _, err := io.Copy(c, Pattern(1<<20)); err != nil {
