@@ -175,7 +175,7 @@ func TestAlerts(t *testing.T) {
 func TestPath(t *testing.T) {
 	files, names := map[string]bool{}, map[string]bool{}
 	for _, root := range []string{"../cmd", "../internal", "../modules"} {
-		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
 			if err != nil {
 				return err
 			}

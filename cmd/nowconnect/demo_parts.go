@@ -113,7 +113,7 @@ func (d *demo) startHub(context.Context) error {
 
 // startAgent runs nowconnect-agent from this program's folder, or the same
 // code in this process.
-func (d *demo) startAgent(ctx context.Context) error {
+func (d *demo) startAgent(context.Context) error {
 	config, err := d.render(agentTemplate)
 	if err != nil {
 		return err

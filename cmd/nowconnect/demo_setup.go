@@ -77,7 +77,12 @@ func newDemo(o demoOptions, out io.Writer) (d *demo, err error) {
 	return d, d.write("Caddyfile", caddyfile)
 }
 
-func (d *demo) remove() { os.RemoveAll(d.dir) }
+// remove takes away the files, secrets among them.
+func (d *demo) remove() {
+	if err := os.RemoveAll(d.dir); err != nil {
+		d.say("Could not remove all files of this run: %v\n", err)
+	}
+}
 
 func (d *demo) file(name string) string { return filepath.Join(d.dir, name) }
 

@@ -58,7 +58,7 @@ func (s *Server) NumConns() int {
 
 // Close ends every connection and waits for its goroutine. It may be called
 // twice.
-func (s *Server) Close() error {
+func (s *Server) Close() {
 	s.mu.Lock()
 	if !s.closed {
 		s.closed = true
@@ -69,7 +69,6 @@ func (s *Server) Close() error {
 	}
 	s.mu.Unlock()
 	s.done.Wait()
-	return nil
 }
 
 func (s *Server) accept() {
