@@ -143,8 +143,8 @@ func (m *manifest) validate() error {
 func (m *manifest) compare(listed []byte) ([]string, error) {
 	var ours []string
 	for line := range strings.Lines(string(listed)) {
-		f := strings.Fields(line)
-		if len(f) == 2 && (f[1] == m.Caddy.GoModule || strings.HasPrefix(f[1], m.Caddy.GoModule+"/")) {
+		f := strings.Fields(line) // ID, module, and "=> directory" where replaced
+		if len(f) >= 2 && (f[1] == m.Caddy.GoModule || strings.HasPrefix(f[1], m.Caddy.GoModule+"/")) {
 			ours = append(ours, f[0])
 		}
 	}

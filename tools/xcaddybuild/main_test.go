@@ -49,10 +49,10 @@ func TestCompare(t *testing.T) {
 	var m manifest
 	m.Caddy.GoModule = "example.com/ours"
 	m.Caddy.ModuleIDs = []string{"nowconnect", "http.handlers.nowconnect_agent"}
-	const both = "http.handlers.nowconnect_agent example.com/ours/modules/a\nnowconnect example.com/ours/modules/b\n"
+	const both = "http.handlers.nowconnect_agent example.com/ours => /src\nnowconnect example.com/ours => /src\n"
 	for name, tt := range map[string]struct{ listed, want string }{
 		"all there":        {both + "tls github.com/caddyserver/caddy/v2/modules/caddytls\n\n  Standard modules: 1\n", ""},
-		"one missing":      {"nowconnect example.com/ours/modules/b\n", "does not list http.handlers.nowconnect_agent"},
+		"one missing":      {"nowconnect example.com/ours v1.0.0\n", "does not list http.handlers.nowconnect_agent"},
 		"one too many":     {both + "nowconnect.extra example.com/ours/x\n", "lists nowconnect.extra"},
 		"somebody else's":  {both + "other example.com/oursnot/x\n", ""},
 		"name taken by it": {strings.ReplaceAll(both, "example.com/ours", "example.com/theirs"), "does not list nowconnect"},
