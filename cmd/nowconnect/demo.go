@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -88,6 +89,8 @@ var errInterrupted = errors.New("interrupted before the check was done")
 // runDemo starts everything, checks it, and with o.once or at the end of ctx
 // stops it again. restoreSignals lets a second Ctrl-C end the process at once.
 func runDemo(ctx context.Context, restoreSignals func(), o demoOptions, out io.Writer) error {
+	runtime.LockOSThread() // see dieWithParent; all processes are started from here
+	defer runtime.UnlockOSThread()
 	d, err := newDemo(o, out)
 	if err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 // to the demo alone, which then stops its parts in order.
 func setProcessAttributes(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	dieWithParent(cmd.SysProcAttr)
 }
 
 func inUse(err error) bool { return errors.Is(err, syscall.EADDRINUSE) }

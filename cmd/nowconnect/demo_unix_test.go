@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -88,6 +89,7 @@ func TestDemo(t *testing.T) {
 	})
 	t.Run("stays up and drains", func(t *testing.T) { t.Parallel(); testDemoStaysUp(t, withAgent) })
 	t.Run("agent dies", func(t *testing.T) { t.Parallel(); testDemoAgentDies(t, withAgent) })
+	t.Run("demo is killed", func(t *testing.T) { t.Parallel(); testDemoKilled(t, withAgent) })
 	t.Run("printed configuration adapts", func(t *testing.T) {
 		t.Parallel()
 		r := runDemoCommand(t, withAgent, "--print-config", "--ldap-port", "0", "--http-port", "0")
@@ -159,6 +161,30 @@ func testDemoAgentDies(t *testing.T, bin string) {
 	}
 	d.until("Last lines of the agent's log:")
 	d.until("demo failed: the agent ended by itself: signal: killed")
+}
+
+// testDemoKilled sees that hub and agent do not outlive a demo that can no
+// longer stop them.
+func testDemoKilled(t *testing.T, bin string) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux ends children with their parent")
+	}
+	d := startDemo(t, bin)
+	out := d.until("Running. Ctrl-C stops it.")
+	d.cmd.Process.Kill()
+	d.wait()
+	for _, what := range []string{"hub ", "agent "} {
+		pid := mustMatch(t, out, what+` +process (\d+)`)
+		for deadline := time.Now().Add(demoDrainTimeout + 10*time.Second); ; time.Sleep(50 * time.Millisecond) {
+			// A process that nobody has waited for yet has no command line any more.
+			if b, err := os.ReadFile("/proc/" + pid + "/cmdline"); err != nil || len(b) == 0 {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("the %s outlives the demo", what)
+			}
+		}
+	}
 }
 
 func copyFile(t *testing.T, to, from string) {
