@@ -37,9 +37,9 @@ func (f *refusal) write(w http.ResponseWriter, r *http.Request) {
 	if r.ProtoMajor > 1 {
 		h.Del("Upgrade") // HTTP/2 knows no such header; clients drop a response that has one
 	} else {
-		h.Set("Connection", "close")
+		h.Set("Connection", "close") // the server heeds this word alone and first
 		if h.Get("Upgrade") != "" {
-			h.Set("Connection", "Upgrade, close")
+			h.Add("Connection", "Upgrade")
 		}
 	}
 	h.Set("Content-Type", "text/plain; charset=utf-8")
