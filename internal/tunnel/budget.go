@@ -41,11 +41,15 @@ func (b *Budget) reserve(n int64) bool {
 	if b == nil {
 		return true
 	}
-	if limit := b.max.Load(); b.used.Add(n) > limit && limit > 0 {
-		b.used.Add(-n)
-		return false
+	for {
+		used, limit := b.used.Load(), b.max.Load()
+		if limit > 0 && used+n > limit {
+			return false
+		}
+		if b.used.CompareAndSwap(used, used+n) {
+			return true
+		}
 	}
-	return true
 }
 
 func (b *Budget) release(n int64) {

@@ -79,6 +79,12 @@ func (l *Link) ping(now time.Time) {
 func (l *Link) pong(token uint64) {
 	now := time.Now()
 	l.mu.Lock()
+	if l.drainTok != 0 && token == l.drainTok {
+		l.drainTok = 0
+		close(l.drained)
+		l.mu.Unlock()
+		return
+	}
 	if l.pingSent.IsZero() || token != l.pingTok {
 		l.mu.Unlock()
 		return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,7 +66,10 @@ type Link struct {
 	sessions map[wire.CID]*Session
 	lastCID  wire.CID // newest cid that was ever opened
 	wrapped  bool     // cids have passed their maximum once
-	draining bool
+	draining bool          // open nothing, accept nothing
+	drained  chan struct{} // Drain was called; closed once the peer has read it
+	drainTok uint64        // of the PING that follows DRAIN
+	closing  *LinkError // what Close was called with: the reason, whatever breaks first
 	err      *LinkError // why the link is over
 	pingSent time.Time  // zero when no PONG is owed
 	pingTok  uint64
@@ -127,6 +131,9 @@ func (l *Link) fail(err *LinkError) {
 		l.mu.Unlock()
 		return
 	}
+	if l.closing != nil {
+		err = l.closing
+	}
 	l.err = err
 	sessions := make([]*Session, 0, len(l.sessions))
 	for _, s := range l.sessions {
@@ -151,14 +158,19 @@ const closeTime = time.Second
 
 // Close ends the link and all its sessions. The peer is told why if the
 // carrier takes the frame within a second. It may be called from any goroutine
-// and more than once.
+// and more than once; it returns when the link is over.
 func (l *Link) Close(r wire.Reason, message string) {
-	if l.Ended() {
+	l.mu.Lock()
+	if l.err != nil || l.closing != nil {
+		l.mu.Unlock()
+		<-l.stop
 		return
 	}
+	l.closing = &LinkError{Reason: r, Message: message}
+	l.mu.Unlock()
 	_ = l.out.frame(false, func(b []byte) []byte { return wire.AppendReason(b, 0, r, message) })
 	l.out.awaitIdle(closeTime)
-	l.fail(&LinkError{Reason: r, Message: message})
+	l.fail(l.closing)
 }
 
 // Ended reports whether the link is over.
@@ -171,17 +183,45 @@ func (l *Link) Ended() bool {
 	}
 }
 
-// Drain tells the peer to open no more sessions here; running ones go on.
+// drainTime bounds how long Drain waits for the peer to confirm.
+const drainTime = 2 * time.Second
+
+// Drain tells the peer to open no more sessions here; running ones go on. On
+// the agent it returns once no OPEN can be under way any more, so that none is
+// lost between DRAIN and the moment the hub reads it: a PING follows the
+// DRAIN, and whatever the hub opened before its PONG is still served. After
+// two seconds, or when the link ends, it returns all the same.
 func (l *Link) Drain(message string) {
-	l.mu.Lock()
-	l.draining = true
-	l.mu.Unlock()
 	if len(message) > wire.MaxMessage {
 		message = message[:wire.MaxMessage]
 	}
-	_ = l.out.frame(true, func(b []byte) []byte {
-		return wire.AppendFrame(b, wire.TypeDrain, 0, []byte(message))
-	}) // a link that is over drains no more
+	l.mu.Lock()
+	first := l.drained == nil
+	if first {
+		l.drained, l.drainTok = make(chan struct{}), rand.Uint64()|1
+	}
+	l.draining = l.draining || l.hub
+	drained, token := l.drained, l.drainTok
+	l.mu.Unlock()
+	if first {
+		_ = l.out.frame(true, func(b []byte) []byte {
+			b = wire.AppendFrame(b, wire.TypeDrain, 0, []byte(message))
+			return wire.AppendPing(b, wire.TypePing, token)
+		}) // a link that is over drains no more
+	}
+	if l.hub {
+		return
+	}
+	t := time.NewTimer(drainTime)
+	defer t.Stop()
+	select {
+	case <-drained:
+	case <-t.C:
+	case <-l.stop:
+	}
+	l.mu.Lock()
+	l.draining = true
+	l.mu.Unlock()
 }
 
 // Draining reports whether either side wants no new sessions.
