@@ -52,9 +52,11 @@ func (r *sessions) remaining() (names []string, ended map[wire.Reason]int) {
 // by themselves, or are cut after DrainTimeout or by Cut; then the links.
 func (a *Agent) drain() {
 	start := time.Now()
+	drainLink := func(l *tunnel.Link) { l.Drain("agent is stopping") }
+	a.eachLink(drainLink) // what the hub opens until it has read this is still served
 	live, idle := a.sessions.beginDrain()
 	a.log.Info("draining: no new sessions", zap.Int("sessions", live), zap.Duration("drain_timeout", a.cfg.DrainTimeout))
-	a.eachLink(func(l *tunnel.Link) { l.Drain("agent is stopping") })
+	a.eachLink(drainLink) // a link that came up meanwhile
 
 	timer := time.NewTimer(a.cfg.DrainTimeout)
 	defer timer.Stop()

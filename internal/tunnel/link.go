@@ -64,14 +64,14 @@ type Link struct {
 
 	mu       sync.Mutex // guards all below
 	sessions map[wire.CID]*Session
-	lastCID  wire.CID // newest cid that was ever opened
-	wrapped  bool     // cids have passed their maximum once
+	lastCID  wire.CID      // newest cid that was ever opened
+	wrapped  bool          // cids have passed their maximum once
 	draining bool          // open nothing, accept nothing
 	drained  chan struct{} // Drain was called; closed once the peer has read it
 	drainTok uint64        // of the PING that follows DRAIN
-	closing  *LinkError // what Close was called with: the reason, whatever breaks first
-	err      *LinkError // why the link is over
-	pingSent time.Time  // zero when no PONG is owed
+	closing  *LinkError    // what Close was called with: the reason, whatever breaks first
+	err      *LinkError    // why the link is over
+	pingSent time.Time     // zero when no PONG is owed
 	pingTok  uint64
 	lastPong time.Time
 }
