@@ -56,7 +56,9 @@ $(LINTER): tools/go.mod
 	cd tools && CGO_ENABLED=0 go build -trimpath -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
 lint: $(LINTER) ## run the linters of .golangci.yml
-	CGO_ENABLED=0 GOFLAGS="$$GOFLAGS -trimpath" $(LINTER) run ./...
+	@for dir in . tools bench; do echo "lint: $$dir"; \
+		(cd $$dir && CGO_ENABLED=0 GOFLAGS="$$GOFLAGS -trimpath" $(CURDIR)/$(LINTER) run ./...) || failed=1; \
+	done; test -z "$$failed"
 
 fuzz: ## run every fuzz target for FUZZTIME (60s)
 	scripts/fuzz.sh $(FUZZTIME)

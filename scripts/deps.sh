@@ -12,7 +12,7 @@ for pair in slapd:slapd slapadd:slapd ldapsearch:ldap-utils openssl:openssl \
 	prometheus:prometheus ip:iproute2 gcc:gcc curl:curl; do
 	if ! have "${pair%%:*}"; then
 		missing="$missing ${pair%%:*}"
-		packages="$packages ${pair#*:}"
+		case " $packages " in *" ${pair#*:} "*) ;; *) packages="$packages ${pair#*:}" ;; esac
 	fi
 done
 # The race detector links against the C library.

@@ -7,7 +7,9 @@ cd "$(dirname "$0")/.."
 time=${1:-60s}
 ran=0
 for dir in $(grep -rl --include='*_test.go' '^func Fuzz' internal modules caddyfile cmd 2>/dev/null | xargs -n1 dirname | sort -u); do
-	for target in $(go test -list '^Fuzz' "./$dir" | grep '^Fuzz'); do
+	# A list of its own, so that a package that does not compile ends the script.
+	listed=$(go test -list '^Fuzz' "./$dir")
+	for target in $(echo "$listed" | grep '^Fuzz'); do
 		echo "fuzz: ./$dir $target for $time"
 		go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "./$dir"
 		ran=$((ran + 1))
