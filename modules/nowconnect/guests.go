@@ -1,11 +1,13 @@
 package nowconnect
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"net/http"
+	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -127,7 +129,26 @@ func loadDecider(ctx caddy.Context, host any, raw json.RawMessage) (authz.Decide
 	if !ok {
 		return nil, fmt.Errorf("%T cannot decide", guest)
 	}
-	return d, nil
+	return sturdy{d, ctx.Logger()}, nil
+}
+
+// sturdy makes a panic of a policy module an error, which refuses the one
+// connection: the hub judges live sessions in goroutines of its own, where a
+// panic would end the process.
+type sturdy struct {
+	authz.Decider
+	logger *zap.Logger
+}
+
+// Decide implements authz.Decider.
+func (s sturdy) Decide(ctx context.Context, r *authz.Request) (d authz.Decision) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.logger.Error("policy module panicked", zap.Any("panic", p), zap.ByteString("stack", debug.Stack()))
+			d = authz.Decision{Err: fmt.Errorf("policy module panicked: %v", p)}
+		}
+	}()
+	return s.Decider.Decide(ctx, r)
 }
 
 // metricsModule is loaded by its full name: it has no siblings to choose from.

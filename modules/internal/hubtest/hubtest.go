@@ -302,7 +302,13 @@ func (h *Hub) DialTLS(cfg *tls.Config) (*tls.Conn, error) {
 // RoundTrip checks that the connection echoes.
 func RoundTrip(tb testing.TB, c net.Conn, message string) {
 	tb.Helper()
-	if _, err := io.WriteString(c, message); err != nil {
+	RoundTripAfter(tb, c, "", message)
+}
+
+// RoundTripAfter does the same after a preamble that somebody takes away.
+func RoundTripAfter(tb testing.TB, c net.Conn, preamble, message string) {
+	tb.Helper()
+	if _, err := io.WriteString(c, preamble+message); err != nil {
 		tb.Fatal(err)
 	}
 	got := make([]byte, len(message))
