@@ -134,6 +134,15 @@ func (q *queue) pop() *chunk {
 	return c
 }
 
+// consume removes n bytes from the first chunk, which holds at least as many.
+func (q *queue) consume(n int) {
+	q.head.r += n
+	q.bytes -= n
+	if q.head.r == q.head.w {
+		chunks.Put(q.pop())
+	}
+}
+
 // clear frees everything.
 func (q *queue) clear() {
 	for c := q.pop(); c != nil; c = q.pop() {

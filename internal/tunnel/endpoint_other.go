@@ -17,6 +17,7 @@ func (*rawSocket) read(int) (*frames, int, error)                  { panic("unre
 func (*rawSocket) writeSome([]byte) (int, error)                   { panic("unreachable") }
 func (*rawSocket) awaitWritable(*net.TCPConn, time.Duration) error { panic("unreachable") }
 func (*rawSocket) awaitHangup() error                              { panic("unreachable") }
+func (*rawSocket) readable() bool                                  { return false }
 func (*rawSocket) reset() bool                                     { return false }
 
 func isNotConnected(error) bool { return false }

@@ -142,6 +142,12 @@ func (r *rawSocket) tryHangup(fd uintptr) bool {
 	return poll(fd, 0)&unix.POLLERR != 0
 }
 
+// readable reports whether bytes, or the end of the stream, are there to read.
+func (r *rawSocket) readable() (yes bool) {
+	_ = r.conn.Control(func(fd uintptr) { yes = poll(fd, unix.POLLIN) != 0 })
+	return yes
+}
+
 // reset reports whether the peer has reset the connection, without waiting.
 func (r *rawSocket) reset() (gone bool) {
 	_ = r.conn.Control(func(fd uintptr) { gone = poll(fd, 0)&unix.POLLERR != 0 })

@@ -70,7 +70,7 @@ func (l *Link) ping(now time.Time) {
 	l.pingSent, l.pingTok = now, rand.Uint64()
 	token := l.pingTok
 	l.mu.Unlock()
-	_ = l.out.frame(false, func(b []byte) []byte {
+	_ = l.out.frame(soon, func(b []byte) []byte {
 		return wire.AppendPing(b, wire.TypePing, token)
 	}) // a link that is over needs no ping
 }

@@ -168,7 +168,7 @@ func (l *Link) Close(r wire.Reason, message string) {
 	}
 	l.closing = &LinkError{Reason: r, Message: message}
 	l.mu.Unlock()
-	_ = l.out.frame(false, func(b []byte) []byte { return wire.AppendReason(b, 0, r, message) })
+	_ = l.out.frame(soon, func(b []byte) []byte { return wire.AppendReason(b, 0, r, message) })
 	l.out.awaitIdle(closeTime)
 	l.fail(l.closing)
 }
@@ -204,7 +204,7 @@ func (l *Link) Drain(message string) {
 	drained, token := l.drained, l.drainTok
 	l.mu.Unlock()
 	if first {
-		_ = l.out.frame(true, func(b []byte) []byte {
+		_ = l.out.frame(atOnce, func(b []byte) []byte {
 			b = wire.AppendFrame(b, wire.TypeDrain, 0, []byte(message))
 			return wire.AppendPing(b, wire.TypePing, token)
 		}) // a link that is over drains no more
@@ -241,8 +241,9 @@ func (l *Link) NumSessions() int {
 // RTT returns the smoothed round trip time; 0 before the first PONG.
 func (l *Link) RTT() time.Duration { return time.Duration(l.rtt.Load()) }
 
-// Open begins a session towards the agent's connector o.Connector. Client
-// bytes may be sent at once, before the agent has answered. It fails with
+// Open begins a session towards the agent's connector o.Connector. The request
+// leaves when Run is called, or with whatever the link sends before that;
+// client bytes go with it, without waiting for the agent's answer. It fails with
 // [ErrBudget], [ErrDraining] or, when the link is over, a *[LinkError].
 func (l *Link) Open(o wire.Open, cfg SessionConfig) (*Session, error) {
 	maxWindow := int64(cfg.MaxWindow)
@@ -279,7 +280,7 @@ func (l *Link) Open(o wire.Open, cfg SessionConfig) (*Session, error) {
 		s.mu.Unlock()
 	}
 	var bad error
-	err := l.out.frame(true, func(b []byte) []byte {
+	err := l.out.frame(lazily, func(b []byte) []byte { // Run sends it, with the client's first bytes if there are any
 		withOpen, err := wire.AppendMessage(b, wire.TypeOpen, s.cid, &o, wire.MaxData)
 		if err != nil {
 			bad = err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"time"
 
 	"github.com/nowconnect/nowconnect/internal/wire"
@@ -31,6 +32,9 @@ func (in *input) fill(l *Link) error {
 	n, err := in.c.Read(in.buf[in.w:])
 	in.w += n
 	if n > 0 {
+		if n > coalesceBytes {
+			runtime.Gosched() // as source does after bulk
+		}
 		in.arrived = time.Now()
 		l.recvd.Add(uint64(n))
 		return nil
@@ -149,7 +153,7 @@ func (l *Link) linkFrame(t wire.Type, p []byte) *LinkError {
 	switch t {
 	case wire.TypePing:
 		token := wire.ParsePing(p)
-		if err := l.out.frame(false, func(b []byte) []byte { return wire.AppendPing(b, wire.TypePong, token) }); err != nil {
+		if err := l.out.frame(soon, func(b []byte) []byte { return wire.AppendPing(b, wire.TypePong, token) }); err != nil {
 			return lost(err)
 		}
 	case wire.TypePong:
@@ -220,7 +224,7 @@ func (l *Link) openFrame(cid wire.CID, p []byte) *LinkError {
 // protocol ends the link because of what the peer sent, and tells it so, if
 // the carrier takes the frame within a second.
 func (l *Link) protocol(err error) *LinkError {
-	_ = l.out.frame(false, func(b []byte) []byte {
+	_ = l.out.frame(soon, func(b []byte) []byte {
 		return wire.AppendReason(b, 0, wire.ReasonProtocol, err.Error())
 	})
 	l.out.awaitIdle(closeTime)

@@ -12,7 +12,7 @@ import (
 
 // minRTT is the least round trip that window growth assumes. Below it the
 // window is not what limits a session.
-const minRTT = time.Millisecond
+const minRTT = 200 * time.Microsecond
 
 // sockets returns what the endpoint offers beyond net.Conn.
 func sockets(ep *Endpoint) (raw, below *rawSocket) {
@@ -66,6 +66,24 @@ func (s *Session) deliver(p []byte, arrived time.Time) {
 	}
 	s.mu.Unlock()
 	s.grant(grant)
+}
+
+// passAheadLocked writes what fits at once of the bytes that came before the
+// session had its local side: mostly a request that came with OPEN, into a
+// socket that is empty. A goroutine for it would be a waste.
+func (s *Session) passAheadLocked() uint32 {
+	if s.raw == nil || s.q.bytes == 0 {
+		return 0
+	}
+	c := s.q.head
+	n, err := s.raw.writeSome(c.b[c.r:c.w])
+	if err != nil {
+		return 0 // drain meets it again and ends the session
+	}
+	s.backlog.Add(-int64(n))
+	grant := s.wroteLocked(c.b[c.r : c.r+n])
+	s.q.consume(n)
+	return grant
 }
 
 // fromFin handles the peer's FIN: the local side gets it after the last byte.
@@ -243,7 +261,7 @@ func (s *Session) grant(n uint32) {
 	if n == 0 {
 		return
 	}
-	_ = s.link.out.frame(false, func(b []byte) []byte {
+	_ = s.link.out.frame(soon, func(b []byte) []byte {
 		return wire.AppendCredit(b, s.cid, n)
 	}) // a dead link needs no credit
 }
@@ -277,7 +295,7 @@ func (s *Session) finishWithRst(r Result) {
 		return
 	}
 	s.obs().RstSent()
-	_ = s.link.out.frame(false, func(b []byte) []byte {
+	_ = s.link.out.frame(soon, func(b []byte) []byte {
 		return wire.AppendReason(b, s.cid, r.Reason, r.Message)
 	})
 }

@@ -154,7 +154,7 @@ func (s *Session) Transferred() (sent, received int64) { return s.sent.Load(), s
 // ep in the way that fits the end, and tells how it ended. For the hub; call
 // it once.
 func (s *Session) Run(ep Endpoint) Result {
-	s.attach(&ep)
+	s.grant(s.attach(&ep))
 	if s.source(&ep) {
 		s.awaitEnd()
 	}
@@ -183,7 +183,7 @@ func (s *Session) Accept(ep Endpoint, cfg SessionConfig) Result {
 	s.opened = true
 	s.mu.Unlock()
 	s.touch()
-	_ = s.link.out.frame(true, func(b []byte) []byte {
+	_ = s.link.out.frame(lazily, func(b []byte) []byte { // source flushes it
 		return wire.AppendHeader(b, wire.Header{Type: wire.TypeOpened, CID: s.cid})
 	}) // a dead link has ended the session already
 	return s.Run(ep)
@@ -199,7 +199,7 @@ func (s *Session) Reset(r wire.Reason, message string) {
 		return
 	}
 	s.obs().RstSent()
-	_ = s.link.out.frame(false, func(b []byte) []byte {
+	_ = s.link.out.frame(soon, func(b []byte) []byte {
 		return wire.AppendReason(b, s.cid, r, message)
 	}) // on a dead link nobody is left to tell
 }
@@ -241,8 +241,8 @@ func (s *Session) finish(r Result) bool {
 var aLongTimeAgo = time.Unix(1, 0)
 
 // attach gives the session its local end; what was received meanwhile starts
-// to flow.
-func (s *Session) attach(ep *Endpoint) {
+// to flow. It returns credit to grant.
+func (s *Session) attach(ep *Endpoint) uint32 {
 	raw, below := sockets(ep)
 	_ = ep.Conn.SetDeadline(time.Time{}) // from now on a deadline means: the session is over
 	s.mu.Lock()
@@ -250,11 +250,13 @@ func (s *Session) attach(ep *Endpoint) {
 	s.ep, s.raw, s.below = ep, raw, below
 	if s.over {
 		_ = ep.Conn.SetDeadline(aLongTimeAgo)
-		return
+		return 0
 	}
+	grant := s.passAheadLocked()
 	if s.q.bytes > 0 || s.finGot {
 		s.startDrainLocked()
 	}
+	return grant
 }
 
 // fromReset handles the peer's RST.

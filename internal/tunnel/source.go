@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime"
 
 	"github.com/nowconnect/nowconnect/internal/wire"
 )
@@ -17,6 +18,9 @@ var quanta = [...]int{smallQuantum - wire.HeaderLen, wire.MaxData, maxQuantum - 
 func (s *Session) source(ep *Endpoint) (eof bool) {
 	if !s.sendPrefix(ep) {
 		return false
+	}
+	if s.raw == nil || !s.raw.readable() {
+		s.link.out.flush() // OPEN or OPENED has no bytes to leave with
 	}
 	level := 0
 	for {
@@ -78,7 +82,15 @@ func (s *Session) send(ep *Endpoint, f *frames, n int) bool {
 	}
 	s.sent.Add(int64(n))
 	s.touch()
-	return s.link.out.data(f) == nil
+	if err := s.link.out.data(f); err != nil {
+		return false
+	}
+	if n > coalesceBytes {
+		// A bulk transfer need never wait on its own; with the cores full it
+		// would run until the scheduler takes it off, milliseconds later.
+		runtime.Gosched()
+	}
+	return true
 }
 
 // sendPrefix sends what was read from the local side before the session began.
@@ -111,7 +123,7 @@ func (s *Session) sendFin() bool {
 	both := s.finDone
 	s.mu.Unlock()
 	s.obs().FinSent()
-	_ = s.link.out.frame(true, func(b []byte) []byte {
+	_ = s.link.out.frame(atOnce, func(b []byte) []byte {
 		return wire.AppendHeader(b, wire.Header{Type: wire.TypeFin, CID: s.cid})
 	}) // a dead link has ended the session already
 	if both {
