@@ -32,7 +32,7 @@ var house = [][]string{
 
 // testOnly are the rooms that tests import and nothing that ships does. They
 // may know every floor.
-var testOnly = []string{"internal/testpeer", "modules/internal/hubtest"}
+var testOnly = []string{"internal/testpeer", "modules/internal/hubtest", "e2e"}
 
 // goPackage is what go list tells of a package.
 type goPackage struct {
