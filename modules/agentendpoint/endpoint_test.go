@@ -296,7 +296,7 @@ func TestHTTP2IsToldToUpgradeItsVersion(t *testing.T) {
 // With an access log, the hijacked connection is a wrapper of Caddy's.
 func TestAccessLog(t *testing.T) {
 	h := hubtest.New(t)
-	h.Load(h.Caddyfile(hubtest.Basic, hubtest.Layer4, strings.Replace(hubtest.Site, "bind", "log {\n\t\toutput file $DIR/access\n\t}\n\tbind", 1)))
+	h.Load(h.Caddyfile(hubtest.Basic, hubtest.Layer4, strings.Replace(hubtest.Site, "bind", "log {\n\t\toutput file $DIR/access {\n\t\t\troll_disabled\n\t\t}\n\t}\n\tbind", 1)))
 	stop := h.Agent(nil)
 	hubtest.RoundTrip(t, h.Dial(), "hello")
 	stop()

@@ -59,6 +59,10 @@ func New(tb testing.TB) *Hub {
 	}
 	h.Write("token", Token+"\n")
 	tb.Cleanup(func() {
+		// caddy.Stop lets the admin endpoint run; a configuration without does not.
+		if err := caddy.Load([]byte(`{"admin": {"disabled": true}}`), true); err != nil {
+			tb.Error(err)
+		}
 		if err := caddy.Stop(); err != nil {
 			tb.Error(err)
 		}
@@ -86,7 +90,9 @@ const global = `	admin unix/$ADMIN
 	auto_https off
 	storage file_system "$DIR/storage"
 	log {
-		output file "$LOG"
+		output file "$LOG" {
+			roll_disabled
+		}
 		level DEBUG
 	}
 `
