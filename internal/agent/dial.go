@@ -140,10 +140,10 @@ func (d *dialer) reach(ctx context.Context, roots *x509.CertPool, l *login) (net
 	if proxy == nil {
 		return conn, nil
 	}
-	tunneled, err := d.passProxy(ctx, conn, proxy, roots)
+	tunneled, status, err := d.passProxy(ctx, conn, proxy, roots)
 	if err != nil {
 		_ = conn.Close() // the error is told already
-		return nil, &ConnectError{Stage: stageProxy, Err: err}
+		return nil, &ConnectError{Stage: stageProxy, Status: status, Err: err}
 	}
 	return tunneled, nil
 }

@@ -11,6 +11,13 @@ import (
 	"github.com/nowconnect/nowconnect/internal/wire"
 )
 
+// leave keeps new links from coming up: a drain is to see every link.
+func (r *sessions) leave() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.leaving = true
+}
+
 // beginDrain stops new sessions and returns the live ones, and a channel that
 // is closed when they are gone.
 func (r *sessions) beginDrain() (live int, idle <-chan struct{}) {
@@ -52,11 +59,19 @@ func (r *sessions) remaining() (names []string, ended map[wire.Reason]int) {
 // by themselves, or are cut after DrainTimeout or by Cut; then the links.
 func (a *Agent) drain() {
 	start := time.Now()
-	drainLink := func(l *tunnel.Link) { l.Drain("agent is stopping") }
-	a.eachLink(drainLink) // what the hub opens until it has read this is still served
+	a.sessions.leave()
+	told := make(chan struct{})
+	go func() { // ends with the links at the latest, which are closed below
+		defer close(told)
+		a.eachLink(func(l *tunnel.Link) { l.Drain("agent is stopping") })
+	}()
+	// What the hub opens until it has read this is still served.
+	select {
+	case <-told:
+	case <-a.cut:
+	}
 	live, idle := a.sessions.beginDrain()
 	a.log.Info("draining: no new sessions", zap.Int("sessions", live), zap.Duration("drain_timeout", a.cfg.DrainTimeout))
-	a.eachLink(drainLink) // a link that came up meanwhile
 
 	timer := time.NewTimer(a.cfg.DrainTimeout)
 	defer timer.Stop()
@@ -67,6 +82,7 @@ func (a *Agent) drain() {
 	}
 	cut, ended := a.sessions.remaining()
 	a.eachLink(func(l *tunnel.Link) { l.Close(wire.ReasonShutdown, "agent stopped") })
+	<-told
 	a.reportDrain(cut, ended, time.Since(start))
 }
 

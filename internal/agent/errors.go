@@ -26,8 +26,8 @@ const (
 // A ConnectError tells why an attempt to make a link failed.
 type ConnectError struct {
 	Stage   stage
-	Status  int    // of the HTTP answer; 0 when there was none
-	FromHub bool   // our hub gave that answer, not something before it
+	Status  int    // of the hub's HTTP answer, or the proxy's; 0 when there was none
+	FromHub bool   // our hub gave the answer, not something before it
 	Carrier string // what was asked for; empty before it mattered
 	Err     error
 }
@@ -64,7 +64,7 @@ type trouble int
 const (
 	troubleLost       trouble = iota // the network or a restarting hub: worth a quick retry
 	troubleBusy                      // the hub answers, and takes no agents at the moment
-	troubleRefused                   // the hub does not want us: asking often does not help
+	troubleRefused                   // hub or proxy do not want us: asking often does not help
 	troubleSuperseded                // somebody else uses our agent id
 )
 
@@ -92,7 +92,19 @@ func classify(err error) trouble {
 	if errors.As(err, &ce) && (ce.Stage == stageToken || ce.Stage == stageCA) {
 		return troubleRefused // a file will not come back within milliseconds
 	}
+	if errors.As(err, &ce) && ce.Stage == stageProxy && ce.Status >= 400 && ce.Status < 500 {
+		return troubleRefused // and wrong passwords in a row lock accounts
+	}
 	return troubleLost
+}
+
+// stageOf is where an attempt failed; empty for a link that was up.
+func stageOf(err error) stage {
+	var ce *ConnectError
+	if errors.As(err, &ce) {
+		return ce.Stage
+	}
+	return ""
 }
 
 // linkReason is the reason that metrics and logs get for the end of a link or

@@ -153,7 +153,7 @@ func (h *healthPort) readyz(w http.ResponseWriter, _ *http.Request) {
 	}
 	code := http.StatusOK
 	switch {
-	case a.sessions.isDraining():
+	case a.sessions.isLeaving():
 		r.Status, code = "draining", http.StatusServiceUnavailable
 	case !a.Ready():
 		r.Status, code = "not_ready", http.StatusServiceUnavailable

@@ -17,7 +17,7 @@ import (
 func healthAgent(t *testing.T, hub *testHub) *running {
 	t.Helper()
 	cfg := testConfig(t, hub)
-	cfg.HealthAddr = testpeer.FreeAddr(t)
+	cfg.HealthAddr, cfg.BackoffMin, cfg.BackoffMax = testpeer.FreeAddr(t), 20*time.Millisecond, 100*time.Millisecond
 	a := startAgent(t, cfg)
 	eventually(t, "the health port", func() bool {
 		c, err := net.Dial("tcp", cfg.HealthAddr)

@@ -25,14 +25,15 @@ func proxyAddr(p *url.URL) string {
 }
 
 // passProxy asks an HTTP proxy for a tunnel to the hub and returns the
-// connection through it. Credentials from the proxy's URL go as basic auth.
-func (d *dialer) passProxy(ctx context.Context, conn net.Conn, proxy *url.URL, roots *x509.CertPool) (net.Conn, error) {
+// connection through it, or the status of its refusal. Credentials from the
+// proxy's URL go as basic auth.
+func (d *dialer) passProxy(ctx context.Context, conn net.Conn, proxy *url.URL, roots *x509.CertPool) (net.Conn, int, error) {
 	stop := guardConn(ctx, conn)
 	defer stop()
 	if proxy.Scheme == "https" {
 		tc := tls.Client(conn, &tls.Config{ServerName: proxy.Hostname(), RootCAs: roots, MinVersion: tls.VersionTLS12})
 		if err := tc.HandshakeContext(ctx); err != nil {
-			return nil, fmt.Errorf("TLS with the proxy: %w", explainTLS(err, d.cfg.CABundle))
+			return nil, 0, fmt.Errorf("TLS with the proxy: %w", explainTLS(err, d.cfg.CABundle))
 		}
 		conn = tc
 	}
@@ -49,23 +50,33 @@ func (d *dialer) passProxy(ctx context.Context, conn net.Conn, proxy *url.URL, r
 		req.Header["Proxy-Authorization"] = basic.Header["Authorization"]
 	}
 	if err := req.Write(conn); err != nil {
-		return nil, fmt.Errorf("send request: %w", err)
+		return nil, 0, fmt.Errorf("send request: %w", err)
 	}
 	br := bufio.NewReader(&cappedReader{r: conn, left: maxAnswer})
 	resp, err := readAnswer(br, req)
 	if err != nil {
-		return nil, fmt.Errorf("no answer: %w", err)
+		return nil, 0, fmt.Errorf("no answer: %w", err)
 	}
-	switch {
-	case resp.StatusCode == http.StatusProxyAuthRequired && proxy.User == nil:
-		return nil, errors.New("the proxy wants a login; write it into its URL, http://user:password@host:port")
-	case resp.StatusCode == http.StatusProxyAuthRequired:
-		return nil, errors.New("the proxy refuses our user name and password (only basic auth is known)")
-	case resp.StatusCode/100 != 2:
-		return nil, fmt.Errorf("the proxy answers %d to CONNECT %s", resp.StatusCode, d.hub.addr)
-	case br.Buffered() > 0:
+	if err := d.judgeProxy(resp, proxy); err != nil {
+		return nil, resp.StatusCode, err
+	}
+	if br.Buffered() > 0 {
 		// Neither TLS nor HTTP servers speak first, so these bytes are nobody's.
-		return nil, errors.New("the proxy sends bytes ahead of the tunnel")
+		return nil, 0, errors.New("the proxy sends bytes ahead of the tunnel")
 	}
-	return conn, nil
+	return conn, 0, nil
+}
+
+func (d *dialer) judgeProxy(resp *http.Response, proxy *url.URL) error {
+	// 407 it should be; some proxies say 401.
+	unknown := resp.StatusCode == http.StatusProxyAuthRequired || resp.StatusCode == http.StatusUnauthorized
+	switch {
+	case resp.StatusCode/100 == 2:
+		return nil
+	case unknown && proxy.User == nil:
+		return errors.New("the proxy wants a login; write it into its URL, http://user:password@host:port")
+	case unknown:
+		return errors.New("the proxy refuses our user name and password (only basic auth is known)")
+	}
+	return fmt.Errorf("the proxy answers %d to CONNECT %s", resp.StatusCode, d.hub.addr)
 }

@@ -147,7 +147,7 @@ func (a *Agent) Cut() { a.cutOnce.Do(func() { close(a.cut) }) }
 // Ready reports whether at least one link is up whose hub lets this agent
 // serve something, and the agent is not leaving.
 func (a *Agent) Ready() bool {
-	if a.sessions.isDraining() {
+	if a.sessions.isLeaving() {
 		return false
 	}
 	for _, s := range a.links {
@@ -179,9 +179,7 @@ func (a *Agent) keepLink(ctx, linkCtx context.Context, s *slot) {
 		if ctx.Err() != nil {
 			return
 		}
-		if lived >= steadyLink {
-			s.backoff.reset()
-		}
+		s.backoff.lived(lived)
 		kind := classify(err)
 		delay := s.backoff.next(kind)
 		a.noteDown(s, err, kind, lived > 0, delay)
@@ -212,7 +210,7 @@ func (a *Agent) oneLink(ctx, linkCtx context.Context, s *slot) (time.Duration, e
 		OnRTT: a.metrics.RTT,
 	})
 	start := time.Now()
-	if !a.sessions.whileServing(func() { s.up(link, l) }) {
+	if !a.sessions.unlessLeaving(func() { s.up(link, l) }) {
 		link.Close(wire.ReasonShutdown, "agent is stopping")
 		return 0, ctx.Err()
 	}
@@ -273,8 +271,9 @@ const remind = 10 * time.Minute
 // noteDown logs a lost link or a failed attempt: loudly when it is news, and
 // at debug when it is more of the same.
 func (a *Agent) noteDown(s *slot, err error, kind trouble, wasUp bool, delay time.Duration) {
-	fields := []zap.Field{
-		zap.Int("link", s.n), zap.Stringer("reason", linkReason(err)), zap.Duration("retry_in", delay), zap.Error(err),
+	fields := []zap.Field{zap.Int("link", s.n), zap.Duration("retry_in", delay), zap.Error(err)}
+	if wasUp {
+		fields = append(fields, zap.Stringer("reason", linkReason(err)))
 	}
 	key := stateKey(err)
 	if key == s.trouble && time.Since(s.told) < remind {
@@ -286,6 +285,8 @@ func (a *Agent) noteDown(s *slot, err error, kind trouble, wasUp bool, delay tim
 	case kind == troubleSuperseded:
 		a.log.Error("another agent process has logged in with this agent's id and token: "+
 			"stop one of them, or give each its own id", append(fields, zap.String("agent", a.cfg.AgentID))...)
+	case kind == troubleRefused && stageOf(err) == stageProxy:
+		a.log.Error("the proxy cannot be used", fields...)
 	case kind == troubleRefused:
 		a.log.Error("the hub cannot be used", fields...)
 	case wasUp:

@@ -79,7 +79,7 @@ func TestBackWithinHalfASecondOfARestart(t *testing.T) {
 	hub := newTestHub(t, nil)
 	a := startAgent(t, testConfig(t, hub))
 	eventually(t, "a link", func() bool { return hub.countLinks() == 1 })
-	for _, down := range []time.Duration{0, 300 * time.Millisecond, 1500 * time.Millisecond} {
+	for _, down := range []time.Duration{0, 300 * time.Millisecond, 1500 * time.Millisecond, 0, 2 * time.Second, 0} {
 		hub.stop()
 		eventually(t, "the agent notices", func() bool { return !a.Ready() })
 		time.Sleep(down)
@@ -163,16 +163,30 @@ func TestBackoff(t *testing.T) {
 				t.Errorf("%s: %v is not in the upper half of %v", what, d, hi)
 			}
 		}
-		for _, hi := range []time.Duration{200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000} {
+		for _, hi := range []time.Duration{2000, 4000, 8000, 16000, 30000, 30000} {
 			within("refused", b.next(troubleRefused), hi*time.Millisecond)
 		}
-		b.reset()
+		b.lived(steadyLink)
 		within("after a reset", b.next(troubleLost), 200*time.Millisecond)
 		time.Sleep(time.Second)
 		within("quick", b.next(troubleLost), 200*time.Millisecond)
 		time.Sleep(quickRetry)
 		within("growing", b.next(troubleLost), 400*time.Millisecond)
-		b.reset()
+
+		b.lived(steadyLink)
+		for range 3 { // a hub that is started anew every few seconds
+			within("restarts", b.next(troubleLost), 200*time.Millisecond)
+			time.Sleep(steadyLink - time.Second)
+			b.lived(steadyLink - time.Second)
+		}
+		for range 50 { // one that accepts and fails at once
+			time.Sleep(b.next(troubleLost))
+			b.lived(time.Millisecond)
+		}
+		if d := b.next(troubleLost); d < 10*time.Second {
+			t.Errorf("a flapping hub is asked again after %v", d)
+		}
+		b.lived(steadyLink)
 		for _, hi := range []time.Duration{200, 400, 800, 1600, 3200, 5000, 5000} {
 			within("busy", b.next(troubleBusy), hi*time.Millisecond)
 		}
@@ -191,8 +205,8 @@ func TestSteadyLinkResetsBackoff(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				net := newMemHub(t)
 				a, logs := net.agent(t, Config{Links: 1})
-				run := runMem(t, a, logs)
 				net.down.Store(true)
+				run := runMem(t, a, logs)
 				time.Sleep(10 * time.Minute)
 				net.down.Store(false)
 				l := net.nextLink(t)
@@ -311,9 +325,13 @@ func TestTypedDialFailures(t *testing.T) {
 	}
 	real := ag.dialTarget
 	ag.dialTarget = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		if strings.HasPrefix(addr, "192.0.2.1:") { // no packet of a test should leave the machine
+		// No packet of a test should leave the machine.
+		switch host, _, _ := net.SplitHostPort(addr); host {
+		case "192.0.2.1":
 			<-ctx.Done()
 			return nil, &net.OpError{Op: "dial", Net: network, Err: ctx.Err()}
+		case "no-such-host.invalid":
+			return nil, &net.OpError{Op: "dial", Net: network, Err: &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}}
 		}
 		return real(ctx, network, addr)
 	}
@@ -334,9 +352,8 @@ func TestTypedDialFailures(t *testing.T) {
 		if r.Reason != tt.reason || r.Message != tt.message || !r.Remote || r.Opened {
 			t.Errorf("%s: %+v", tt.connector, r)
 		}
-		// The resolver has its own pace for a name that does not exist.
-		if d := time.Since(start); d > 3*time.Second && tt.connector == "blackhole" {
-			t.Errorf("the hub asked for 200ms and waited %v", d)
+		if d := time.Since(start); d > 3*time.Second {
+			t.Errorf("%s: the hub asked for 200ms and waited %v", tt.connector, d)
 		}
 	}
 	eventually(t, "three lines", func() bool { return a.logs.FilterMessage("session ended").Len() == 3 })
@@ -445,6 +462,8 @@ func TestClassify(t *testing.T) {
 		{hubSays(http.StatusServiceUnavailable), troubleBusy}, // starting, draining or crowded
 		{&ConnectError{Stage: stageHello, FromHub: true, Err: remote(wire.ReasonDraining)}, troubleBusy},
 		{&ConnectError{Stage: stageUpgrade, Status: 403, Err: errors.New("x")}, troubleLost},
+		{&ConnectError{Stage: stageProxy, Status: 407, Err: errors.New("x")}, troubleRefused},
+		{&ConnectError{Stage: stageProxy, Status: 502, Err: errors.New("x")}, troubleLost},
 		{&ConnectError{Stage: stageDial, Err: errors.New("x")}, troubleLost},
 		{&ConnectError{Stage: stageToken, Err: errors.New("x")}, troubleRefused},
 		{&ConnectError{Stage: stageHello, FromHub: true, Err: remote(wire.ReasonRefused)}, troubleRefused},

@@ -22,7 +22,8 @@ type sessions struct {
 
 	mu       sync.Mutex // guards all below
 	live     map[*tunnel.Session]time.Time
-	draining bool          // no new ones; never taken back
+	leaving  bool          // no new links; never taken back
+	draining bool          // no new sessions either
 	idle     chan struct{} // closed once draining and nothing is live
 	ended    map[wire.Reason]int
 }
@@ -65,18 +66,17 @@ func (r *sessions) count() int {
 	return len(r.live)
 }
 
-func (r *sessions) isDraining() bool {
+func (r *sessions) isLeaving() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.draining
+	return r.leaving
 }
 
-// whileServing runs f unless the agent drains already, so that a drain sees
-// every link.
-func (r *sessions) whileServing(f func()) bool {
+// unlessLeaving runs f unless the agent is on its way out.
+func (r *sessions) unlessLeaving(f func()) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.draining {
+	if r.leaving {
 		return false
 	}
 	f()
