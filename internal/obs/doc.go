@@ -14,6 +14,6 @@
 //   - Label values are configured names and closed sets. Nothing that a client
 //     or an agent sends becomes a label.
 //
-// docs/metrics.md lists the hub's names; they are a contract with dashboards
+// docs/reference/metrics.md lists the hub's names; they are a contract with dashboards
 // and alerts.
 package obs

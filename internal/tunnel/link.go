@@ -3,7 +3,6 @@ package tunnel
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -62,7 +61,7 @@ type Link struct {
 	rtt    atomic.Int64  // nanoseconds, smoothed
 	recvd  atomic.Uint64 // bytes read, to tell an idle link from a busy one
 
-	mu       sync.Mutex // guards all below
+	mu       sync.Mutex // guards all below; may be held while taking out.mu, never the other way
 	sessions map[wire.CID]*Session
 	lastCID  wire.CID      // newest cid that was ever opened
 	wrapped  bool          // cids have passed their maximum once
@@ -256,47 +255,49 @@ func (l *Link) Open(o wire.Open, cfg SessionConfig) (*Session, error) {
 		return nil, ErrBudget
 	}
 	o.Window = uint32(window)
-	l.mu.Lock()
-	if err := l.openableLocked(); err != nil {
-		l.mu.Unlock()
+	request, err := wire.AppendMessage(nil, wire.TypeOpen, 0, &o, wire.MaxData)
+	if err != nil {
 		l.cfg.Budget.release(window)
 		return nil, err
 	}
-	s := newSession(l, l.nextCIDLocked(), cfg)
+	s := newSession(l, 0, cfg)
 	s.open, s.credit = o, l.peerWindow
 	s.window, s.avail, s.reserved, s.maxWindow = window, window, window, maxWindow
-	l.sessions[s.cid] = s
-	l.mu.Unlock()
+	if err := l.begin(s, request); err != nil {
+		l.cfg.Budget.release(window)
+		return nil, err
+	}
+	if cfg.ConnectTimeout > 0 {
+		s.startTimer(cfg.ConnectTimeout)
+	}
+	return s, nil
+}
 
-	if cfg.IdleTimeout > 0 {
+// begin gives the session its cid and queues the request. Both happen under
+// mu, so that a DRAIN is answered either before the session can begin or after
+// its OPEN has been queued.
+func (l *Link) begin(s *Session, request []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.openableLocked(); err != nil {
+		return err
+	}
+	s.cid = l.nextCIDLocked()
+	h := wire.ParseHeader(request)
+	h.CID = s.cid
+	h.Put(request)
+	err := l.out.frame(lazily, func(b []byte) []byte { // Run sends it, with the client's first bytes if there are any
+		return append(b, request...)
+	})
+	if err != nil {
+		return err
+	}
+	l.sessions[s.cid] = s
+	if s.cfg.IdleTimeout > 0 {
 		s.touch()
 		l.idlers.Add(1) // finish takes it back
 	}
-	if cfg.ConnectTimeout > 0 {
-		s.mu.Lock()
-		s.timer = time.AfterFunc(cfg.ConnectTimeout, func() {
-			s.Reset(wire.ReasonConnectTimeout, fmt.Sprintf("no answer from the agent's target within %v", cfg.ConnectTimeout))
-		})
-		s.mu.Unlock()
-	}
-	var bad error
-	err := l.out.frame(lazily, func(b []byte) []byte { // Run sends it, with the client's first bytes if there are any
-		withOpen, err := wire.AppendMessage(b, wire.TypeOpen, s.cid, &o, wire.MaxData)
-		if err != nil {
-			bad = err
-			return b
-		}
-		return withOpen
-	})
-	if bad != nil {
-		s.finish(Result{Reason: wire.ReasonConnectFailed, Message: bad.Error()})
-		return nil, bad
-	}
-	if err != nil {
-		s.finish(Result{Reason: wire.ReasonLinkLost, Message: err.Error()})
-		return nil, err
-	}
-	return s, nil
+	return nil
 }
 
 // reserve takes window bytes from the budget, or the least that works when

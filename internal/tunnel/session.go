@@ -287,6 +287,18 @@ func (s *Session) fromOpened() bool {
 	return true
 }
 
+// startTimer bounds the time until the target has accepted.
+func (s *Session) startTimer(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over || s.opened {
+		return
+	}
+	s.timer = time.AfterFunc(d, func() {
+		s.Reset(wire.ReasonConnectTimeout, fmt.Sprintf("no answer from the agent's target within %v", d))
+	})
+}
+
 func (s *Session) touch() {
 	if s.idleTimeout.Load() > 0 {
 		s.lastActive.Store(time.Now().UnixNano())
