@@ -31,6 +31,7 @@ type pair struct {
 	client, target *net.TCPConn
 	done           chan struct{} // closed when the pair is cut or finished
 	once           sync.Once
+	stranded       atomic.Bool // nothing arrives any more, not even an end
 }
 
 // TCPProxy starts a proxy to target until the test ends.
@@ -63,6 +64,17 @@ func (p *Proxy) Blackhole() {
 	case <-p.gate:
 		p.gate = make(chan struct{})
 	default: // closed to traffic already
+	}
+}
+
+// Strand makes a black hole, for good, of the connections that are open now:
+// what is sent on them is lost, and neither end learns that the other has
+// closed. New connections pass.
+func (p *Proxy) Strand() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for q := range p.pairs {
+		q.stranded.Store(true)
 	}
 }
 
@@ -181,9 +193,14 @@ func (p *Proxy) pump(q *pair, dst, src *net.TCPConn) {
 		if !q.sleepUntil(c.due) || !p.pass(q) {
 			break
 		}
+		if q.stranded.Load() {
+			continue // until src has ended
+		}
 		if c.end == nil {
 			if _, err := dst.Write(c.data); err != nil {
-				q.cut()
+				if !q.stranded.Load() {
+					q.cut()
+				}
 				break
 			}
 			continue

@@ -72,6 +72,46 @@ func TestProxyBlackholeAndHeal(t *testing.T) {
 	}
 }
 
+func TestProxyStrandsOnlyWhatIsOpen(t *testing.T) {
+	ended := make(chan error, 1)
+	target := Serve(t, func(c *net.TCPConn) {
+		io.ReadFull(c, make([]byte, 1))
+		c.Write([]byte("y"))
+		_, err := io.Copy(io.Discard, c)
+		ended <- err
+	})
+	p := TCPProxy(t, target.Addr)
+	lost := dial(t, p.Addr)
+	lost.Write([]byte("x"))
+	if err := read(lost, 10*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	p.Strand()
+	lost.Write([]byte("x"))
+	reset(lost)
+	passing := dial(t, p.Addr)
+	passing.Write([]byte("x"))
+	if err := read(passing, 10*time.Second); err != nil {
+		t.Errorf("a new connection: %v", err)
+	}
+	passing.CloseWrite()
+	if err := <-ended; err != nil {
+		t.Errorf("the new connection ends with %v", err)
+	}
+	select {
+	case err := <-ended:
+		t.Errorf("the stranded target learns of the end: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	if !eventually(5*time.Second, nil, func() bool { return p.Open() == 1 }) {
+		t.Errorf("%d connections open, want the stranded one", p.Open())
+	}
+	p.CutRST()
+	if err := <-ended; !IsReset(err) {
+		t.Errorf("the stranded target ends with %v", err)
+	}
+}
+
 func read(c net.Conn, within time.Duration) error {
 	c.SetReadDeadline(time.Now().Add(within))
 	_, err := io.ReadFull(c, make([]byte, 1))
