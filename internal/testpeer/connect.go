@@ -2,6 +2,7 @@ package testpeer
 
 import (
 	"bufio"
+	"cmp"
 	"crypto/subtle"
 	"encoding/base64"
 	"io"
@@ -18,6 +19,9 @@ import (
 // ConnectProxyOptions shape an HTTP proxy.
 type ConnectProxyOptions struct {
 	User, Password string // Basic credentials that it asks for; empty User = none
+	// Hosts maps a host:port that clients ask for to the address that is dialed
+	// for it, as the proxy's own name service would. Others are dialed as asked.
+	Hosts map[string]string
 }
 
 // HTTPProxy is a running HTTP proxy that knows CONNECT and nothing else.
@@ -29,12 +33,13 @@ type HTTPProxy struct {
 	mu               sync.Mutex
 	targets          []string // guarded by mu
 	want             string   // the Proxy-Authorization asked for, or empty
+	hosts            map[string]string
 }
 
 // ConnectProxy starts an HTTP proxy for CONNECT.
 func ConnectProxy(tb testing.TB, o ConnectProxyOptions) *HTTPProxy {
 	tb.Helper()
-	p := new(HTTPProxy)
+	p := &HTTPProxy{hosts: o.Hosts}
 	u := url.URL{Scheme: "http"}
 	if o.User != "" {
 		u.User = url.UserPassword(o.User, o.Password)
@@ -78,7 +83,7 @@ func (p *HTTPProxy) handle(c *net.TCPConn) {
 		refuse(http.StatusMethodNotAllowed, http.Header{"Allow": {http.MethodConnect}})
 		return
 	}
-	t, err := net.DialTimeout("tcp", req.Host, 5*time.Second)
+	t, err := net.DialTimeout("tcp", cmp.Or(p.hosts[req.Host], req.Host), 5*time.Second)
 	if err != nil {
 		refuse(http.StatusBadGateway, nil)
 		return
