@@ -52,6 +52,7 @@ type siteOptions struct {
 	connectors []connector
 	hub        []string // further lines of the nowconnect block
 	process    bool     // the hub is a process of its own, bin/nowconnect
+	race       bool     // and built with the race detector
 	plain      bool     // agents come without TLS
 	noAgent    bool     // none is started; site.agent does it later
 	agent      func(*agent.Config)
@@ -149,7 +150,7 @@ func (s *site) startProcess(caddyfile string) error {
 	s.t.Helper()
 	file := s.write("Caddyfile", caddyfile)
 	env := []string{"XDG_DATA_HOME=" + s.dir, "XDG_CONFIG_HOME=" + s.dir}
-	s.child = testpeer.Start(s.t, env, testpeer.BuildBinary(s.t, "./cmd/nowconnect", false), "run", "--config", file, "--adapter", "caddyfile")
+	s.child = testpeer.Start(s.t, env, testpeer.BuildBinary(s.t, "./cmd/nowconnect", s.o.race), "run", "--config", file, "--adapter", "caddyfile")
 	for end := time.Now().Add(soon); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		select {
 		case <-s.child.Done():
