@@ -349,4 +349,7 @@ func TestUDPIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	hubtest.Eventually(t, "the log says why", func() bool { return strings.Contains(h.Logged(), "only TCP can be tunnelled") })
+	if n := h.Metric(`nowconnect_listener_accept_errors_total{connector="echo"}`); n != 1 {
+		t.Errorf("%v accept errors", n)
+	}
 }

@@ -36,8 +36,10 @@ func (h *Handler) log(c *hub.Client, o hub.Outcome) {
 	}
 }
 
-// logFailure writes about a connection that never became a client of the hub.
+// logFailure counts a connection that never became a client of the hub, and
+// writes about it.
 func (h *Handler) logFailure(cx *layer4.Connection, err error) {
+	h.currentHub().Metrics().Connector(h.Connector).AcceptError()
 	if suppressed, ok := h.refused.Allow(); ok {
 		h.auditLogger().Warn("connection refused", zap.String("connector", h.Connector),
 			zap.Stringer("client", cx.RemoteAddr()), zap.Error(err), suppressed)
