@@ -9,6 +9,20 @@ import (
 // fits a batch of the link's writer with its TLS record headers.
 const gatherSize = batchBytes + maxQuantum + 8<<10
 
+// batches holds buffers for one batch of a link's writes. A link has one only
+// while it writes: idle links hold none, busy ones need not grow theirs anew.
+var batches = sync.Pool{New: func() any {
+	b := make([]byte, 0, gatherSize)
+	return &b
+}}
+
+func putBatch(b *[]byte) {
+	if cap(*b) <= 2*gatherSize { // not one that an odd write has blown up
+		*b = (*b)[:0]
+		batches.Put(b)
+	}
+}
+
 // Gather is a net.Conn that collects writes until Flush, so that all TLS
 // records of one batch leave in one system call. It belongs between the TCP
 // connection and tls.Client. Reading is untouched. During the TLS handshake
@@ -18,7 +32,7 @@ type Gather struct {
 
 	mu      sync.Mutex
 	collect bool
-	buf     []byte // bytes not yet written; grown on first use
+	buf     *[]byte // bytes not yet written; from batches, nil between batches
 }
 
 // NewGather returns a Gather over conn that writes through until Collect.
@@ -39,7 +53,7 @@ func (g *Gather) Write(p []byte) (int, error) {
 	if !g.collect {
 		return g.Conn.Write(p)
 	}
-	if len(g.buf)+len(p) > gatherSize {
+	if g.buf != nil && len(*g.buf)+len(p) > gatherSize {
 		if err := g.flushLocked(); err != nil {
 			return 0, err
 		}
@@ -47,7 +61,10 @@ func (g *Gather) Write(p []byte) (int, error) {
 	if len(p) >= gatherSize {
 		return g.Conn.Write(p)
 	}
-	g.buf = append(g.buf, p...)
+	if g.buf == nil {
+		g.buf = batches.Get().(*[]byte)
+	}
+	*g.buf = append(*g.buf, p...)
 	return len(p), nil
 }
 
@@ -59,15 +76,12 @@ func (g *Gather) Flush() error {
 }
 
 func (g *Gather) flushLocked() error {
-	if len(g.buf) == 0 {
+	if g.buf == nil {
 		return nil
 	}
-	_, err := g.Conn.Write(g.buf)
-	if cap(g.buf) > 64<<10 && len(g.buf) < 16<<10 {
-		g.buf = nil // a burst is over: an idle link holds no large buffer
-	} else {
-		g.buf = g.buf[:0]
-	}
+	_, err := g.Conn.Write(*g.buf)
+	putBatch(g.buf)
+	g.buf = nil
 	return err
 }
 

@@ -49,7 +49,7 @@ type webSocket struct {
 
 	// Writing: the link's writer, and the reader when it answers a ping.
 	mu   sync.Mutex // guards the fields below
-	buf  []byte
+	buf  *[]byte    // messages not yet written; from batches, nil between batches
 	keys *rand.ChaCha8 // masking keys must be unpredictable, RFC 6455 §5.3
 }
 
@@ -178,7 +178,7 @@ func (c *webSocket) control(op byte, n int) error {
 		// socket write. Our own PING (every second while bytes move, else
 		// every ping_interval) makes sure that a batch follows.
 		c.mu.Lock()
-		if len(c.buf) < 4<<10 {
+		if c.buf == nil || len(*c.buf) < 4<<10 {
 			c.appendLocked(wsPong, p[:n])
 		}
 		c.mu.Unlock()
@@ -191,7 +191,7 @@ func (c *webSocket) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.appendLocked(wsBinary, p)
-	if len(c.buf) >= batchBytes {
+	if len(*c.buf) >= batchBytes {
 		if err := c.writeLocked(); err != nil {
 			return 0, err
 		}
@@ -204,39 +204,40 @@ func (c *webSocket) appendLocked(op byte, p []byte) {
 	if c.client {
 		maskBit = 0x80
 	}
-	c.buf = append(c.buf, 0x80|op)
+	if c.buf == nil {
+		c.buf = batches.Get().(*[]byte)
+	}
+	b := append(*c.buf, 0x80|op)
 	switch n := len(p); {
 	case n <= 125:
-		c.buf = append(c.buf, maskBit|byte(n))
+		b = append(b, maskBit|byte(n))
 	case n <= 0xffff:
-		c.buf = append(c.buf, maskBit|126)
-		c.buf = binary.BigEndian.AppendUint16(c.buf, uint16(n))
+		b = append(b, maskBit|126)
+		b = binary.BigEndian.AppendUint16(b, uint16(n))
 	default:
-		c.buf = append(c.buf, maskBit|127)
-		c.buf = binary.BigEndian.AppendUint64(c.buf, uint64(n))
+		b = append(b, maskBit|127)
+		b = binary.BigEndian.AppendUint64(b, uint64(n))
 	}
-	if !c.client {
-		c.buf = append(c.buf, p...)
-		return
+	if c.client {
+		var key [4]byte
+		binary.LittleEndian.PutUint32(key[:], uint32(c.keys.Uint64()))
+		b = append(b, key[:]...)
+		at := len(b)
+		b = append(b, p...)
+		maskBytes(b[at:], key, 0)
+	} else {
+		b = append(b, p...)
 	}
-	var key [4]byte
-	binary.LittleEndian.PutUint32(key[:], uint32(c.keys.Uint64()))
-	c.buf = append(c.buf, key[:]...)
-	at := len(c.buf)
-	c.buf = append(c.buf, p...)
-	maskBytes(c.buf[at:], key, 0)
+	*c.buf = b
 }
 
 func (c *webSocket) writeLocked() error {
-	if len(c.buf) == 0 {
+	if c.buf == nil {
 		return nil
 	}
-	_, err := c.Conn.Write(c.buf)
-	if cap(c.buf) > 64<<10 && len(c.buf) < 16<<10 {
-		c.buf = nil // a burst is over
-	} else {
-		c.buf = c.buf[:0]
-	}
+	_, err := c.Conn.Write(*c.buf)
+	putBatch(c.buf)
+	c.buf = nil
 	return err
 }
 
