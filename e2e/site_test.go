@@ -51,6 +51,7 @@ const (
 type siteOptions struct {
 	connectors []connector
 	hub        []string // further lines of the nowconnect block
+	globals    []string // further global options
 	process    bool     // the hub is a process of its own, bin/nowconnect
 	race       bool     // and built with the race detector
 	plain      bool     // agents come without TLS
@@ -106,6 +107,13 @@ func startSite(t *testing.T, o siteOptions) *site {
 		s.first = s.agent(o.agent)
 	}
 	return s
+}
+
+// in is the same site for a subtest.
+func (s *site) in(t *testing.T) *site {
+	c := *s
+	c.t = t
+	return &c
 }
 
 // start runs Caddy. The ports that were free may be taken by the time it
@@ -186,7 +194,11 @@ func (s *site) caddyfile() string {
 		}
 		p("\t\t}")
 	}
-	p("\t}\n\tlayer4 {")
+	p("\t}")
+	for _, line := range s.o.globals {
+		p("\t%s", line)
+	}
+	p("\tlayer4 {")
 	for _, c := range s.o.connectors {
 		p("\t\t%s {\n\t\t\troute {\n\t\t\t\tnowconnect %s\n\t\t\t}\n\t\t}", s.addr(c.name), c.name)
 	}

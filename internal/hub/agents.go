@@ -81,6 +81,7 @@ func (h *Hub) ServeAgent(ctx context.Context, c tunnel.Carrier, id Identity, rem
 		return &tunnel.LinkError{Reason: wire.ReasonLinkLost, Err: err}
 	}
 	if err := h.register(l); err != nil {
+		_ = tunnel.Refuse(c, err.Reason, err.Message)
 		return err
 	}
 	log.Info("agent connected", zap.Int("link", hello.Link), zap.String("instance", hello.Instance),
@@ -142,14 +143,27 @@ func ack(cfg *Config, accepted, refused []string) wire.HelloAck {
 // register makes the link eligible and lets it take the place of older ones:
 // of the same instance and slot at once, of another instance as soon as their
 // sessions are over.
-func (h *Hub) register(l *link) error {
-	h.mu.Lock()
+// The credential was checked before HELLO, which an agent may take its time
+// for: it is checked again by the configuration in force, because Apply judges
+// only the links that it finds.
+func (h *Hub) register(l *link) *tunnel.LinkError {
+	for {
+		cfg := h.config()
+		if cfg.StillValid != nil && !cfg.StillValid(l.identity) {
+			return &tunnel.LinkError{Reason: wire.ReasonRevoked, Message: "credential is no longer valid"}
+		}
+		h.mu.Lock()
+		if h.cfg == cfg {
+			break
+		}
+		h.mu.Unlock()
+	}
 	if h.drain != nil {
 		h.mu.Unlock()
 		return &tunnel.LinkError{Reason: wire.ReasonDraining, Message: "hub began to drain during the handshake"}
 	}
+	l.agent = h.agentLocked(l.identity.AgentID) // the one that the link was made for may have been forgotten
 	a := l.agent
-	h.agents[l.identity.AgentID] = a // it may have been forgotten between
 	var replaced, older []*link
 	for _, o := range a.links {
 		switch {

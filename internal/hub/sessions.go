@@ -49,12 +49,12 @@ type Outcome struct {
 // session is one client connection, from its admission to its end.
 type session struct {
 	name     string
-	conn     *connector
+	conn     *connector // set for good by admit
 	client   *Client
 	started  time.Time
 	cancel   context.CancelFunc // stops the decision and placement
 	verdict  atomic.Pointer[verdict]
-	tunnel   atomic.Pointer[tunnel.Session]
+	tunnel   atomic.Pointer[tunnel.Session] // nil until policy in force has said yes; agent is set before
 	agent    atomic.Pointer[string]
 	decision authz.Decision // owned by ServeClient
 }
@@ -119,9 +119,13 @@ func (h *Hub) ServeClient(ctx context.Context, cl *Client) Outcome {
 // admit registers the session if limits and source allow it.
 func (h *Hub) admit(s *session, k *Connector) *verdict {
 	addr := s.client.Addr.Addr().Unmap()
-	c, key := s.conn, addr.String()
+	key := addr.String()
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	// Since lookup the connector may have been forgotten and made anew; a
+	// session on the old one would be in nobody's books.
+	s.conn = h.connectorLocked(s.conn.name)
+	c := s.conn
 	switch {
 	case h.drain != nil:
 		return &verdict{wire.ReasonDraining, "hub is draining"}
@@ -134,7 +138,6 @@ func (h *Hub) admit(s *session, k *Connector) *verdict {
 	case k.MaxSessionsPerClient > 0 && c.clients[key] >= k.MaxSessionsPerClient:
 		return &verdict{wire.ReasonLimit, fmt.Sprintf("max_sessions_per_client %d", k.MaxSessionsPerClient)}
 	}
-	h.connectors[c.name] = c // it may have been forgotten between
 	c.sessions[s] = struct{}{}
 	c.clients[key]++
 	h.live++
@@ -166,16 +169,16 @@ func (h *Hub) carry(ctx context.Context, s *session, ep tunnel.Endpoint) tunnel.
 		ep.Close(fail.reason)
 		return tunnel.Result{Reason: fail.reason, Message: fail.message}
 	}
-	s.tunnel.Store(ts)
 	if v := s.verdict.Load(); v != nil {
 		ts.Reset(v.reason, v.message) // ended between the decision and now
 	}
 	return ts.Run(ep)
 }
 
-// open asks policy and opens the session with an agent. Policy is asked again
-// when the configuration changed meanwhile: the answer must be the one in
-// force when the first byte flows.
+// open asks policy and opens the session with an agent. When the configuration
+// changed meanwhile, neither a yes nor a no of the old one counts and policy is
+// asked again: the answer must be the one in force when the first byte flows.
+// Only then is s.tunnel set, under the lock that Apply takes.
 func (h *Hub) open(ctx context.Context, s *session) (*tunnel.Session, *verdict) {
 	for {
 		h.mu.Lock()
@@ -184,17 +187,24 @@ func (h *Hub) open(ctx context.Context, s *session) (*tunnel.Session, *verdict) 
 		if k == nil {
 			return nil, &verdict{wire.ReasonRevoked, "connector was removed"}
 		}
-		if v := h.decide(ctx, s, k); v != nil {
-			return nil, v
+		v := h.decide(ctx, s, k)
+		var ts *tunnel.Session
+		if v == nil {
+			ts, v = h.place(s, k)
 		}
-		ts, v := h.place(s, k)
 		h.mu.Lock()
 		same := h.generation == generation
+		if same {
+			s.tunnel.Store(ts)
+		}
 		h.mu.Unlock()
-		if same || v != nil {
+		if same || ctx.Err() != nil && ts == nil {
 			return ts, v
 		}
-		ts.Reset(wire.ReasonRevoked, "configuration changed")
+		if ts != nil {
+			ts.Reset(wire.ReasonRevoked, "configuration changed")
+			s.agent.Store(nil)
+		}
 	}
 }
 
@@ -300,14 +310,13 @@ func (h *Hub) count(c *connector, r tunnel.Result) {
 // judge ends a live session that cfg does not allow.
 func (h *Hub) judge(cfg *Config, s *session) {
 	k := cfg.Connectors[s.conn.name]
-	agentID := s.agent.Load()
 	switch {
 	case k == nil:
 		s.end(wire.ReasonRevoked, "connector was removed")
 		return
-	case agentID == nil:
+	case s.tunnel.Load() == nil:
 		return // not placed yet: open asks again by itself
-	case !slices.Contains(k.Agents, *agentID):
+	case !slices.Contains(k.Agents, *s.agent.Load()):
 		s.end(wire.ReasonRevoked, "agent may no longer serve the connector")
 		return
 	case !k.permits(s.client.Addr.Addr()):
@@ -319,6 +328,9 @@ func (h *Hub) judge(cfg *Config, s *session) {
 	asked := time.Now()
 	d := k.Decider.Decide(ctx, h.request(s))
 	s.conn.stats.PDP(d.Outcome, d.Cached, time.Since(asked))
+	if h.config() != cfg {
+		return // the newer configuration judges, and its Decider is the one to ask
+	}
 	if v := refusal(d); v != nil {
 		s.end(v.reason, v.message)
 	}

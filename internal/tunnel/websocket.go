@@ -48,8 +48,8 @@ type webSocket struct {
 	eof  bool   // the peer sent a close frame
 
 	// Writing: the link's writer, and the reader when it answers a ping.
-	mu   sync.Mutex // guards the fields below
-	buf  *[]byte    // messages not yet written; from batches, nil between batches
+	mu   sync.Mutex    // guards the fields below
+	buf  *[]byte       // messages not yet written; from batches, nil between batches
 	keys *rand.ChaCha8 // masking keys must be unpredictable, RFC 6455 §5.3
 }
 

@@ -30,6 +30,7 @@ import (
 
 	"github.com/nowconnect/nowconnect/internal/agent"
 	"github.com/nowconnect/nowconnect/internal/testpeer"
+	"github.com/nowconnect/nowconnect/modules/nowconnect"
 )
 
 // Token is a secret that is good enough for agent_auth token.
@@ -283,7 +284,24 @@ func (h *Hub) Agent(edit func(*agent.Config)) (stop func()) {
 	stop = func() { cancel(); <-done }
 	h.tb.Cleanup(stop)
 	Eventually(h.tb, "the agent is connected", a.Ready)
+	Eventually(h.tb, "the hub has the agent", func() bool { return h.has(cfg.AgentID) })
 	return stop
+}
+
+// has reports whether the hub can use the agent, which is a moment after the
+// agent has its welcome.
+func (h *Hub) has(agent string) bool {
+	app := nowconnect.Current()
+	if app == nil { // it runs in another process
+		status, _, _ := h.Get("/readyz?connector=echo")
+		return status == http.StatusOK
+	}
+	for _, a := range app.Hub().Status().Agents {
+		if a.ID == agent {
+			return len(a.Links) > 0
+		}
+	}
+	return false
 }
 
 // Dial connects a client to the layer4 listener.
