@@ -222,6 +222,13 @@ func (h *Hub) Get(path string) (status int, answer string, header http.Header) {
 	h.tb.Helper()
 	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 30 * time.Second}
 	resp, err := c.Get("http://" + h.HTTP + path)
+	for range 3 {
+		if err == nil {
+			break
+		}
+		// A reload closes what the old server had accepted and not yet read.
+		resp, err = c.Get("http://" + h.HTTP + path)
+	}
 	if err != nil {
 		h.tb.Fatal(err)
 	}
