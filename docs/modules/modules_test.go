@@ -83,10 +83,7 @@ func TestEveryModuleHasAPage(t *testing.T) {
 		if !strings.Contains(index, "[`"+id+"`]("+id+".md)") {
 			t.Errorf("README.md does not list %s", id)
 		}
-		var got []string
-		for _, h := range regexp.MustCompile(`(?m)^##.*$`).FindAllString(text, -1) {
-			got = append(got, h)
-		}
+		got := regexp.MustCompile(`(?m)^##.*$`).FindAllString(text, -1)
 		if !slices.Equal(got, headings) {
 			t.Errorf("%s: headings %q, the template has %q", id, got, headings)
 		}

@@ -15,8 +15,8 @@ import (
 	"time"
 
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
-	_ "github.com/nowconnect/nowconnect"
 
+	_ "github.com/nowconnect/nowconnect"
 	"github.com/nowconnect/nowconnect/internal/agent"
 	"github.com/nowconnect/nowconnect/internal/testpeer"
 	"github.com/nowconnect/nowconnect/internal/tunnel"

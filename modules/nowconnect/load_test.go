@@ -5,8 +5,8 @@ import (
 	"testing"
 
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
-	_ "github.com/nowconnect/nowconnect"
 
+	_ "github.com/nowconnect/nowconnect"
 	"github.com/nowconnect/nowconnect/modules/internal/hubtest"
 )
 
