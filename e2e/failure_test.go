@@ -150,9 +150,7 @@ func TestKilledAgent(t *testing.T) {
 	s.waitMetric(linksOf(agentID), 0)
 	s.waitMetric(active("echo"), 0)
 	// Without an agent a client is refused and does not hang.
-	if err := end(t, s.dial("echo"), atOnce); !testpeer.IsReset(err) {
-		t.Errorf("without an agent the client sees %v, want a reset", err)
-	}
+	s.refused("echo", "127.0.0.1")
 	s.waitMetric(closed("echo", "no_agent"), 1)
 
 	restart := time.Now()
