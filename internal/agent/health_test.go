@@ -59,6 +59,9 @@ func (r *running) get(t *testing.T, path string) (int, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if !resp.Close {
+		t.Errorf("%s: the connection stays open, and with it a place", path)
+	}
 	return resp.StatusCode, string(b)
 }
 
