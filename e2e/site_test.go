@@ -303,23 +303,36 @@ func (s *site) do(c *http.Client, req *http.Request) (status int, answer string)
 // scrape reads /metrics: each series, as it is written there, and its value.
 func (s *site) scrape() map[string]float64 {
 	s.t.Helper()
-	status, body := s.get("/metrics")
-	if status != http.StatusOK {
-		s.t.Fatalf("/metrics: %d %s", status, body)
+	m, err := s.tryScrape()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return m
+}
+
+// tryScrape does the same in any goroutine.
+func (s *site) tryScrape() (map[string]float64, error) {
+	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: soon}
+	resp, err := c.Get("http://" + s.http + "/metrics")
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("/metrics: %s %w", resp.Status, err)
 	}
 	m := make(map[string]float64)
-	for line := range strings.Lines(body) {
+	for line := range strings.Lines(string(body)) {
 		at := strings.LastIndexByte(line, ' ')
 		if strings.HasPrefix(line, "#") || at < 0 {
 			continue
 		}
-		v, err := strconv.ParseFloat(strings.TrimSpace(line[at:]), 64)
-		if err != nil {
-			s.t.Fatalf("/metrics: %v in %q", err, line)
+		if m[line[:at]], err = strconv.ParseFloat(strings.TrimSpace(line[at:]), 64); err != nil {
+			return nil, fmt.Errorf("/metrics: %w in %q", err, line)
 		}
-		m[line[:at]] = v
 	}
-	return m
+	return m, nil
 }
 
 // metric reads one series of /metrics, which must exist.
