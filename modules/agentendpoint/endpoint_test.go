@@ -22,6 +22,7 @@ import (
 	"github.com/nowconnect/nowconnect/internal/tunnel"
 	"github.com/nowconnect/nowconnect/internal/wire"
 	"github.com/nowconnect/nowconnect/modules/internal/hubtest"
+	"github.com/nowconnect/nowconnect/modules/nowconnect"
 )
 
 // Requests as an agent sends them. %s is for what a test adds.
@@ -241,6 +242,22 @@ func TestHelloCannotNameAnotherAgent(t *testing.T) {
 	var le *tunnel.LinkError
 	if !errors.As(err, &le) || le.Reason != wire.ReasonRefused || !le.Remote {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A credential that is taken back between the upgrade and HELLO opens nothing.
+func TestRevokedBetweenUpgradeAndHello(t *testing.T) {
+	h := hubtest.Start(t)
+	c := dial(t, h)
+	_, br, _ := ask(t, c, fmt.Sprintf(native, ""))
+	h.Write("new", "another-secret-of-sufficient-length")
+	h.Load(h.Caddyfile(strings.Replace(hubtest.Basic, "$DIR/token", "$DIR/new", 1), hubtest.Layer4, hubtest.Site))
+	_, _ = hello(t, c, br, false, premise1(0)) // a welcome may come before the end
+	if _, err := io.Copy(io.Discard, br); err != nil && !errors.Is(err, net.ErrClosed) && !testpeer.IsReset(err) {
+		t.Errorf("the link goes on: %v", err)
+	}
+	if ready, _ := nowconnect.Current().Hub().Ready("echo"); ready {
+		t.Error("the hub has the agent")
 	}
 }
 

@@ -337,6 +337,27 @@ func TestPolicyThatPanics(t *testing.T) {
 	hubtest.RoundTrip(t, h.Dial(), "the process lives")
 }
 
+// When caddy-l4 v0.1.2 fails to start on one address, the listeners that it had
+// already opened stay for good and take a share of the connections, with the
+// handlers of the configuration that was given up.
+func TestLeakedListenerObeysThePolicyInForce(t *testing.T) {
+	h := start(t, "allow", route, "")
+	err := h.TryLoad(h.Caddyfile(strings.Replace(hubtest.Basic, "allow_all", "test_recorder deny", 1),
+		"\tlayer4 {\n\t\t$LDAP 203.0.113.1:1 {\n"+route+"\n\t\t}\n\t}", hubtest.Site))
+	if err == nil {
+		t.Fatal("loads")
+	}
+	for range 60 {
+		c := h.Dial()
+		hubtest.RoundTrip(t, c, "hello")
+		_ = c.Close()
+	}
+	h.Load(h.Caddyfile(strings.Replace(hubtest.Basic, "allow_all", "test_recorder deny", 1), hubtest.Layer4, hubtest.Site))
+	for range 60 {
+		dialRefused(t, h)
+	}
+}
+
 func TestUDPIsRefused(t *testing.T) {
 	h := hubtest.New(t)
 	h.Load(h.Caddyfile(hubtest.Basic, strings.Replace(hubtest.Layer4, "$LDAP", "udp/$LDAP", 1), hubtest.Site))

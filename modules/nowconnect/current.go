@@ -111,7 +111,9 @@ func commitLocked(a *App) {
 
 // uncommit takes a out of force if it is. Caddy can still give up a
 // configuration after it has said "started" (its remote admin endpoint may
-// fail); then the one before, which never stopped, is put in force again.
+// fail); then the one before, which never stopped, is put in force again. What
+// the other did not allow is gone by then: nobody could know that it would not
+// last.
 func uncommit(a *App) {
 	commitMu.Lock()
 	defer commitMu.Unlock()
