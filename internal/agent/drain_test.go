@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap/zapcore"
 
+	"github.com/nowconnect/nowconnect/internal/testpeer"
 	"github.com/nowconnect/nowconnect/internal/wire"
 )
 
@@ -45,7 +46,9 @@ func TestDrainLetsSessionsFinish(t *testing.T) {
 		start := time.Now()
 		close(leave)
 		_ = client.Close()
-		<-result
+		if r := <-result; r.Reason != wire.ReasonFin {
+			t.Errorf("ended with %+v", r)
+		}
 		<-run.done
 		if d := time.Since(start); d > time.Second {
 			t.Errorf("Run took %v to notice that all is done", d)
@@ -173,6 +176,43 @@ func TestStoppedAgentReportsLostSessions(t *testing.T) {
 			t.Errorf("report %v", m)
 		}
 	})
+}
+
+// TestDrainLosesNoBytes: the hub's client does not read yet, so that the
+// session is over for the agent while the hub still holds much of it.
+func TestDrainLosesNoBytes(t *testing.T) {
+	const size = firstWindow
+	hub := newTestHub(t, nil)
+	hub.smallBuffers = true
+	cfg := testConfig(t, hub)
+	cfg.Targets["big"] = targetOf(t, testpeer.SendAfterFIN(t, size).Addr)
+	a := startAgent(t, cfg)
+	eventually(t, "a link", func() bool { return hub.link(0) != nil })
+	s := hub.open(t, 0, "big")
+	_ = s.client.(*net.TCPConn).CloseWrite()
+	eventually(t, "the session is over for the agent", func() bool { return a.sawEnd(t, "big") })
+	held := s.Queued()
+	a.stop()
+	<-a.done
+	got, err := io.Copy(io.Discard, s.client)
+	if got != size || err != nil {
+		t.Errorf("the client got %d of %d bytes, %v; the hub held %d when the agent left", got, size, err, held)
+	}
+	if held == 0 {
+		t.Error("the hub held nothing: this tested nothing")
+	}
+}
+
+// sawEnd reports whether a session of the connector has ended in order, as the
+// agent sees it.
+func (r *running) sawEnd(t *testing.T, connector string) bool {
+	t.Helper()
+	for _, e := range r.logs.FilterMessage("session ended").All() {
+		if m := e.ContextMap(); m["connector"] == connector && m["reason"] == "fin" {
+			return true
+		}
+	}
+	return false
 }
 
 func echoPipe(t *testing.T, c net.Conn, text string) {

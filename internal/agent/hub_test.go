@@ -37,6 +37,8 @@ type testHub struct {
 	addr string
 	tls  *tls.Config // nil: plain HTTP
 
+	smallBuffers bool // the hub's clients have sockets that take little
+
 	mu     sync.Mutex // guards all below
 	srv    *http.Server
 	token  string
@@ -230,6 +232,10 @@ func (h *testHub) openWith(tb testing.TB, link int, o wire.Open) *hubSession {
 		tb.Fatal(err)
 	}
 	client, server := tcpPair(tb)
+	if h.smallBuffers {
+		_ = client.(*net.TCPConn).SetReadBuffer(4096)
+		_ = server.(*net.TCPConn).SetWriteBuffer(4096)
+	}
 	hs := &hubSession{Session: s, client: client, result: make(chan tunnel.Result, 1)}
 	h.wg.Go(func() { hs.result <- s.Run(tunnel.Endpoint{Conn: server}) })
 	return hs

@@ -148,7 +148,7 @@ func (l *Link) fail(err *LinkError) {
 		r.Reason = err.Reason
 	}
 	for _, s := range sessions {
-		s.finish(r)
+		s.linkEnded(r)
 	}
 }
 

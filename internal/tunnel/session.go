@@ -238,6 +238,18 @@ func (s *Session) finish(r Result) bool {
 	return true
 }
 
+// linkEnded ends the session because its link is over. One whose FINs have both
+// crossed needs the link no longer, however that ended: for the peer it is
+// finished, and all that remains is to hand the queue to the local side.
+func (s *Session) linkEnded(r Result) {
+	s.mu.Lock()
+	complete := s.finGot && s.finSent
+	s.mu.Unlock()
+	if !complete || r.Reason == wire.ReasonRevoked {
+		s.finish(r)
+	}
+}
+
 var aLongTimeAgo = time.Unix(1, 0)
 
 // attach gives the session its local end; what was received meanwhile starts
