@@ -412,6 +412,7 @@ func TestLDAPNotices(t *testing.T) {
 		}
 		command := make(chan result, 1)
 		go func() {
+			defer close(command)
 			_, errs, code := tool(t, nil, "", "ldapsearch", "-x", "-H", "ldap://"+s.addr("shutdown"), "-b", "", "-s", "base")
 			command <- result{errs, code}
 		}()
