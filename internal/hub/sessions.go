@@ -189,7 +189,7 @@ func (h *Hub) open(ctx context.Context, s *session) (*tunnel.Session, *verdict) 
 		}
 		v := h.decide(ctx, s, k)
 		var ts *tunnel.Session
-		if v == nil {
+		if v == nil && h.current(generation) { // else the agent would dial for nothing
 			ts, v = h.place(s, k)
 		}
 		h.mu.Lock()
@@ -198,7 +198,7 @@ func (h *Hub) open(ctx context.Context, s *session) (*tunnel.Session, *verdict) 
 			s.tunnel.Store(ts)
 		}
 		h.mu.Unlock()
-		if same || ctx.Err() != nil && ts == nil {
+		if same || ctx.Err() != nil && v != nil {
 			return ts, v
 		}
 		if ts != nil {
@@ -206,6 +206,13 @@ func (h *Hub) open(ctx context.Context, s *session) (*tunnel.Session, *verdict) 
 			s.agent.Store(nil)
 		}
 	}
+}
+
+// current reports whether no configuration was applied since.
+func (h *Hub) current(generation uint64) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.generation == generation
 }
 
 // decide asks the connector's Decider.
