@@ -1,0 +1,80 @@
+package hub
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/nowconnect/nowconnect/internal/wire"
+)
+
+func TestDrainLetsSessionsFinish(t *testing.T) {
+	w := newWorld(t, config(dir("a1")))
+	p := w.agent(login{id: "a1"})
+	a, b := w.dial(), w.dial()
+	report := make(chan DrainReport, 2)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	w.wg.Go(func() { report <- w.h.Drain(ctx) })
+	eventually(t, "the agent is told", func() bool { return p.Draining() })
+	if !w.h.Draining() || !w.h.Status().Draining {
+		t.Error("the hub does not say that it drains")
+	}
+	w.client("dir", "10.0.0.1:1").want(wire.ReasonDraining)
+	if _, err := w.shake(&login{id: "a1", slot: 1}); linkReason(t, err) != wire.ReasonDraining {
+		t.Errorf("a new agent got %v", err)
+	}
+	w.wg.Go(func() { report <- w.h.Drain(context.Background()) }) // a second call changes nothing
+	a.mustEcho()
+	a.leave()
+	select {
+	case r := <-report:
+		t.Fatalf("over before the last session: %+v", r)
+	case <-time.After(50 * time.Millisecond):
+	}
+	b.mustEcho()
+	b.leave()
+	for range 2 {
+		if r := recv(t, report); r.Finished != 2 || len(r.Cut) != 0 || r.Links != 1 || r.Took <= 0 {
+			t.Errorf("report %+v", r)
+		}
+	}
+	if r := linkReason(t, recv(t, p.ended)); r != wire.ReasonShutdown {
+		t.Errorf("the agent was told %v", r)
+	}
+}
+
+func TestDrainCutsWhatIsLeft(t *testing.T) {
+	d := newSlow()
+	cfg := config(dir("a1"), &Connector{Name: "thinking", Agents: []string{"a1"}, Decider: d})
+	w := newWorld(t, cfg)
+	w.agent(login{id: "a1"})
+	live := w.dial()
+	undecided := w.client("thinking", "10.0.0.1:1")
+	recv(t, d.asked)
+	var names []string
+	for _, s := range w.h.Sessions("") {
+		names = append(names, s.Session)
+	}
+	slices.Sort(names)
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	r := w.h.Drain(ctx)
+	if r.Finished != 0 || !slices.Equal(r.Cut, names) || len(names) != 2 || r.Links != 1 {
+		t.Errorf("report %+v, sessions %v", r, names)
+	}
+	live.want(wire.ReasonShutdown)
+	undecided.want(wire.ReasonShutdown)
+	wantFIN(t, live) // a shutdown ends in order
+	w.wantMetric(0, "nowconnect_tcp_active_connections")
+	w.wantMetric(0, "nowconnect_tunnel_links")
+}
+
+func TestDrainOfAnIdleHub(t *testing.T) {
+	w := newWorld(t, nil)
+	if r := w.h.Drain(context.Background()); r.Finished != 0 || r.Cut != nil || r.Links != 0 {
+		t.Errorf("report %+v", r)
+	}
+	w.h.Close() // after that is no harm
+}
