@@ -133,12 +133,14 @@ func TestDecisions(t *testing.T) {
 			var dialed atomic.Bool
 			w.agent(login{id: "a1", target: w.serve(func(tc net.Conn) { dialed.Store(true); tc.Close() })})
 			cl := w.client("dir", "10.0.0.1:1")
-			cl.Write([]byte("secret"))
+			_, late := cl.Write([]byte("secret"))
 			o := cl.want(c.reason)
 			if o.Message != c.message || o.Agent != "" {
 				t.Errorf("outcome %+v", o)
 			}
-			wantRST(t, cl)
+			if late == nil { // else the write has met the reset, and a read sees only the end
+				wantRST(t, cl)
+			}
 			if dialed.Load() {
 				t.Error("the target was dialed")
 			}
