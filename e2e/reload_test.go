@@ -59,8 +59,8 @@ type transfer struct {
 }
 
 const (
-	chunkSize = 8 << 10
-	underWay  = 4 // chunks
+	chunkSize = 2 << 10
+	underWay  = 2 // chunks
 )
 
 func startTransfer(c *net.TCPConn, seed byte) *transfer {
