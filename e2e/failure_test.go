@@ -55,9 +55,6 @@ func (s *site) agentProcess(edit func(*agent.Config)) *testpeer.Process {
 	return testpeer.Start(s.t, nil, testpeer.BuildBinary(s.t, "./cmd/nowconnect-agent", true), "-config", file)
 }
 
-// linksOf is the series of an agent's links.
-func linksOf(agent string) string { return fmt.Sprintf("nowconnect_tunnel_links{agent=%q}", agent) }
-
 // reconnects is the series of an agent's links that came back.
 func reconnects(agent, reason string) string {
 	return fmt.Sprintf("nowconnect_tunnel_reconnects_total{agent=%q,reason=%q}", agent, reason)

@@ -167,10 +167,13 @@ func (s *site) startProcess(caddyfile string) error {
 		}
 		if c, err := net.Dial("tcp", s.http); err == nil {
 			c.Close()
-			return nil
+			// It listens a moment before its configuration is in force.
+			if _, ok := s.scrape()[linksOf(agentID)]; ok {
+				return nil
+			}
 		}
 	}
-	return fmt.Errorf("it does not listen: %s", s.child.Output())
+	return fmt.Errorf("it does not come up: %s", s.child.Output())
 }
 
 // caddyfile is the hub's configuration by s.o.
@@ -345,6 +348,9 @@ func (s *site) metric(series string) float64 {
 	return v
 }
 
+// linksOf is the series of an agent's links.
+func linksOf(agent string) string { return fmt.Sprintf("nowconnect_tunnel_links{agent=%q}", agent) }
+
 // closed is the series that counts a connector's sessions that ended for reason.
 func closed(connector, reason string) string {
 	return fmt.Sprintf("nowconnect_sessions_closed_total{connector=%q,reason=%q}", connector, reason)
@@ -443,8 +449,7 @@ func (s *site) agent(edit func(*agent.Config)) *runningAgent {
 			s.t.Logf("log of agent %s:\n%s", cfg.AgentID, r.logged())
 		}
 	})
-	links := fmt.Sprintf("nowconnect_tunnel_links{agent=%q}", cfg.AgentID)
-	s.eventually("the agent's links are up", func() bool { return a.Ready() && s.metric(links) >= float64(r.links) })
+	s.eventually("the agent's links are up", func() bool { return a.Ready() && s.metric(linksOf(cfg.AgentID)) >= float64(r.links) })
 	return r
 }
 
