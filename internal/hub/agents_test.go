@@ -446,3 +446,32 @@ func TestCredentialNoLongerValidClosesTheLink(t *testing.T) {
 	}
 	b.leave()
 }
+
+// TestPlacementTriesTheNextWhenALinkDies cuts the preferred agent's link again
+// and again while clients come: some choose it just before it dies. One that
+// was opened on it may be lost with it, but with another agent there nobody is
+// told that there is none.
+func TestPlacementTriesTheNextWhenALinkDies(t *testing.T) {
+	k := dir("a1", "a2")
+	k.Balance = BalanceFirst
+	w := newWorld(t, config(k))
+	w.agent(login{id: "a2"})
+	echo := w.echo()
+	for range 20 {
+		p := w.agent(login{id: "a1", target: echo})
+		clients := make([]*client, 10)
+		for i := range clients {
+			clients[i] = w.client("dir", "10.0.0.1:1")
+			clients[i].CloseWrite()
+			if i == len(clients)/2 {
+				w.wg.Go(func() { p.conn.Close() })
+			}
+		}
+		for _, c := range clients {
+			if o := recv(t, c.out); o.Reason != wire.ReasonFin && o.Reason != wire.ReasonLinkLost {
+				t.Errorf("ended with %v (%s)", o.Reason, o.Message)
+			}
+		}
+		recv(t, p.hub)
+	}
+}

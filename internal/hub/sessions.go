@@ -100,8 +100,10 @@ func (h *Hub) ServeClient(ctx context.Context, cl *Client) Outcome {
 		ep.Close(v.reason)
 		out.Reason, out.Message = v.reason, v.message
 	} else {
-		res := h.carry(ctx, s, ep)
-		h.dismiss(s)
+		res := func() tunnel.Result {
+			defer h.dismiss(s) // even if a Decider panics
+			return h.carry(ctx, s, ep)
+		}()
 		out.Reason, out.Message = res.Reason, res.Message
 		out.BytesC2A, out.BytesA2C = res.Sent, res.Received
 		h.count(c, res)
@@ -286,8 +288,11 @@ func (h *Hub) place(s *session, k *Connector) (*tunnel.Session, *verdict) {
 			s.agent.Store(&l.agent.id)
 			return ts, nil
 		}
-		if errors.Is(err, tunnel.ErrBudget) {
+		switch {
+		case errors.Is(err, tunnel.ErrBudget):
 			v = &verdict{wire.ReasonLimit, "agent_memory of agent " + l.agent.id}
+		case errors.Is(err, tunnel.ErrCongested):
+			v = &verdict{wire.ReasonLimit, "the link to agent " + l.agent.id + " is congested"}
 		}
 	}
 	return nil, v

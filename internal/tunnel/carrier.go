@@ -52,6 +52,18 @@ func NewNative(conn net.Conn, r io.Reader, flush func() error) Carrier {
 func (c *native) Name() string               { return NativeName }
 func (c *native) Read(p []byte) (int, error) { return c.r.Read(p) }
 
+func (c *native) Close() error { return closeBelow(c.Conn) }
+
+// closeBelow closes the socket before the wrappers around it. crypto/tls would
+// first write its close_notify, and wait up to five seconds for a link that
+// takes no more; CLOSE has said all there is to say.
+func closeBelow(c net.Conn) error {
+	if t := below(c); t != nil {
+		_ = t.Close()
+	}
+	return c.Close()
+}
+
 func (c *native) Flush() error {
 	if c.flush == nil {
 		return nil

@@ -18,6 +18,10 @@ const (
 	DefaultMaxWindow = 4 << 20
 )
 
+// ErrCongested is returned by Open when the link has not taken for a while what
+// waits for it.
+var ErrCongested = errors.New("link is congested")
+
 // ErrDraining is returned by Open when either side takes no new sessions.
 var ErrDraining = errors.New("link is draining")
 
@@ -99,17 +103,22 @@ func newLink(c Carrier, cfg Config) *Link {
 	if cfg.MaxWindow == 0 {
 		cfg.MaxWindow = DefaultMaxWindow
 	}
-	return &Link{
+	l := &Link{
 		cfg: cfg, c: c, out: newSender(c),
 		stop: make(chan struct{}), sessions: make(map[wire.CID]*Session),
 	}
+	l.out.fail = func(err error) { l.fail(lost(err)) }
+	if p, ok := c.(poker); ok {
+		p.onOwed(l.out.poke)
+	}
+	return l
 }
 
 // Serve runs the link until it ends and returns why, always as a *[LinkError].
 // When ctx ends the link is closed with reason shutdown.
 func (l *Link) Serve(ctx context.Context) error {
 	var wg sync.WaitGroup
-	wg.Go(func() { l.out.run(l.stop, func(err error) { l.fail(lost(err)) }) })
+	wg.Go(func() { l.out.run(l.stop) })
 	wg.Go(l.keep)
 	cancel := context.AfterFunc(ctx, func() { l.Close(wire.ReasonShutdown, "") })
 	err := l.read()
@@ -142,7 +151,6 @@ func (l *Link) fail(err *LinkError) {
 
 	l.out.die(err)
 	close(l.stop)
-	_ = l.c.Close()
 	r := Result{Reason: wire.ReasonLinkLost, Message: err.Error(), Remote: err.Remote}
 	if err.Reason == wire.ReasonShutdown || err.Reason == wire.ReasonRevoked {
 		r.Reason = err.Reason
@@ -150,6 +158,7 @@ func (l *Link) fail(err *LinkError) {
 	for _, s := range sessions {
 		s.linkEnded(r)
 	}
+	_ = l.c.Close() // last: it may take its time
 }
 
 // closeTime bounds how long CLOSE may take to reach the socket.
@@ -243,7 +252,7 @@ func (l *Link) RTT() time.Duration { return time.Duration(l.rtt.Load()) }
 // Open begins a session towards the agent's connector o.Connector. The request
 // leaves when Run is called, or with whatever the link sends before that;
 // client bytes go with it, without waiting for the agent's answer. It fails with
-// [ErrBudget], [ErrDraining] or, when the link is over, a *[LinkError].
+// [ErrBudget], [ErrDraining], [ErrCongested] or, when the link is over, a *[LinkError].
 func (l *Link) Open(o wire.Open, cfg SessionConfig) (*Session, error) {
 	maxWindow := int64(cfg.MaxWindow)
 	if maxWindow == 0 {
@@ -282,6 +291,9 @@ func (l *Link) begin(s *Session, request []byte) error {
 	if err := l.openableLocked(); err != nil {
 		return err
 	}
+	if l.out.congested() {
+		return ErrCongested
+	}
 	s.cid = l.nextCIDLocked()
 	h := wire.ParseHeader(request)
 	h.CID = s.cid
@@ -316,6 +328,8 @@ func (l *Link) openableLocked() error {
 	switch {
 	case l.err != nil:
 		return l.err
+	case l.closing != nil:
+		return l.closing
 	case l.draining:
 		return ErrDraining
 	}

@@ -62,6 +62,9 @@ func newPair(t testing.TB, o pairOptions) *pair {
 		if f, ok := p.targets.Load(s.Open().Session); ok {
 			target = f.(func(*Session))
 		}
+		if target == nil {
+			target = func(s *Session) { s.Refuse(wire.ReasonConnectFailed, "the test has no target for it") }
+		}
 		p.wg.Go(func() { target(s) })
 	}
 	a, h := tcpPair(t)

@@ -193,8 +193,18 @@ func (l *Link) openFrame(cid wire.CID, p []byte) *LinkError {
 	window := int64(l.cfg.Window)
 	enough := l.cfg.Budget.reserve(window)
 	l.mu.Lock()
+	if l.err != nil { // others may have ended the link while we still read what was buffered
+		l.mu.Unlock()
+		if enough {
+			l.cfg.Budget.release(window)
+		}
+		return l.err
+	}
 	if _, twice := l.sessions[cid]; twice {
 		l.mu.Unlock()
+		if enough {
+			l.cfg.Budget.release(window)
+		}
 		return l.protocol(fmt.Errorf("OPEN cid %d: already open: %w", cid, wire.ErrUnexpected))
 	}
 	if cid < l.lastCID {

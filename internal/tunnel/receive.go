@@ -200,13 +200,15 @@ func (s *Session) awaitDrained(r *rawSocket, start time.Time) error {
 		if waited = waited || err != nil || time.Since(start) > 50*time.Microsecond; waited {
 			s.obs().DrainTime(time.Since(start))
 		}
-		if err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
-			return err
-		}
+		// awaitWritable has cleared the deadline by which finish wakes us;
+		// finish closes done before it sets that.
 		select {
 		case <-s.done:
 			return errSessionOver
 		default:
+		}
+		if err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
 		}
 		start = time.Now()
 	}
@@ -224,36 +226,57 @@ func (s *Session) wroteLocked(p []byte) uint32 {
 	}
 	s.obs().Written(len(p))
 	s.received.Add(n)
+	if s.over {
+		return 0 // what was reserved is given back already
+	}
 	s.unacked += n
 	s.epochBytes += n
 	if s.unacked < s.window/4 {
 		return 0
 	}
-	grant := s.unacked + s.growLocked()
+	grant := s.unacked + s.resizeLocked()
 	s.unacked = 0
 	s.avail += grant
 	return uint32(grant)
 }
 
+// slowUse is how long a session may take for a quarter of its window before a
+// grown window is taken back: it no longer needs it, others may.
+const slowUse = time.Second
+
+// resizeLocked returns by how much the window changes, and changes it.
+func (s *Session) resizeLocked() int64 {
+	now := time.Now()
+	if s.grown > 0 && now.Sub(s.lastGrant) > slowUse+16*s.link.RTT() {
+		back := min(s.grown, s.unacked) // credit that is out cannot be called back, only not renewed
+		s.grown -= back
+		s.window -= back
+		s.link.cfg.Budget.shrink(back)
+		s.lastGrant, s.epochStart, s.epochBytes = now, now, 0
+		return -back
+	}
+	s.lastGrant = now
+	return s.growLocked(now)
+}
+
 // growLocked doubles the window when half of it was used within two round
 // trips, so that the window and not the local side limits the session. A local
 // side that lets the queue grow gets no more. The budget has the last word.
-func (s *Session) growLocked() int64 {
+func (s *Session) growLocked(now time.Time) int64 {
 	if s.window >= s.maxWindow || s.epochBytes < s.window/2 {
 		return 0
 	}
-	now := time.Now()
 	quick := now.Sub(s.epochStart) < 2*max(s.link.RTT(), minRTT)
 	s.epochStart, s.epochBytes = now, 0
 	if !quick || s.backlog.Load() > s.window/4 {
 		return 0
 	}
 	more := min(s.window, s.maxWindow-s.window)
-	if !s.link.cfg.Budget.reserve(more) {
+	if !s.link.cfg.Budget.grow(more, s.grown) {
 		return 0
 	}
 	s.window += more
-	s.reserved += more
+	s.grown += more
 	return more
 }
 

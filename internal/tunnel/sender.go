@@ -24,8 +24,9 @@ const (
 	maxQueued = 4 << 20
 
 	// maxControl ends a link whose peer makes us owe it more than this many
-	// bytes of answers without reading them.
-	maxControl = 1 << 20
+	// bytes of answers without reading them. No new session begins at a
+	// quarter of it, so that our own OPENs and RSTs cannot get there.
+	maxControl = 4 << 20
 )
 
 var errControlFlood = errors.New("peer does not read the answers it asks for")
@@ -42,6 +43,7 @@ var errControlFlood = errors.New("peer does not read the answers it asks for")
 // only the one.
 type sender struct {
 	c    Carrier
+	fail func(error)   // ends the link; called without mu
 	wake chan struct{} // to the writer goroutine; capacity 1
 	ctl  []byte        // owned by whoever holds busy: control bytes being written
 	join []byte        // owned by whoever holds busy: small buffers side by side
@@ -53,6 +55,7 @@ type sender struct {
 	small   []*frames  // buffers of at most coalesceBytes
 	large   []*frames
 	queued  int                   // bytes in small and large
+	poked   bool                  // the carrier wants a flush
 	waiting []*Session            // for queued to fall below maxQueued, first come first served
 	stalled map[*Session]struct{} // sessions that wait for credit
 	dead    error                 // why nothing can be written any more
@@ -67,8 +70,8 @@ func newSender(c Carrier) *sender {
 }
 
 // run is the writer goroutine: it sends what others queued, until stop. Once
-// nothing can be written any more, whoever found out, it tells fail.
-func (w *sender) run(stop <-chan struct{}, fail func(error)) {
+// nothing can be written any more, whoever found out, it ends the link.
+func (w *sender) run(stop <-chan struct{}) {
 	for {
 		select {
 		case <-stop:
@@ -90,7 +93,7 @@ func (w *sender) run(stop <-chan struct{}, fail func(error)) {
 		dead := w.dead
 		w.mu.Unlock()
 		if dead != nil {
-			fail(dead)
+			w.fail(dead)
 			return
 		}
 	}
@@ -101,6 +104,8 @@ func (w *sender) run(stop <-chan struct{}, fail func(error)) {
 func (w *sender) takeLocked() bool {
 	w.ctl, w.control = w.control, w.ctl[:0]
 	w.out = w.out[:0]
+	poked := w.poked
+	w.poked = false
 	n := 0
 	for _, f := range w.small {
 		n += w.takeOneLocked(f)
@@ -116,7 +121,9 @@ func (w *sender) takeLocked() bool {
 		clear(w.large[rest:])
 		w.large = w.large[:rest]
 	}
-	for len(w.waiting) > 0 && w.queued < maxQueued {
+	// As many as there is room for. With the queue empty all of them: some may
+	// have nothing to send, and nobody would come back for the rest.
+	for woken := 1; len(w.waiting) > 0 && (w.queued == 0 || w.queued+woken*maxQuantum <= maxQueued); woken++ {
 		s := w.waiting[0]
 		rest := copy(w.waiting, w.waiting[1:])
 		w.waiting[rest] = nil
@@ -124,7 +131,7 @@ func (w *sender) takeLocked() bool {
 		s.waiting = false
 		s.room.Signal()
 	}
-	return len(w.ctl) > 0 || len(w.out) > 0
+	return len(w.ctl) > 0 || len(w.out) > 0 || poked
 }
 
 // takeOneLocked moves f to the batch, or drops it when its session is over.
@@ -206,7 +213,27 @@ func (w *sender) combineLocked(gather bool) error {
 }
 
 func (w *sender) pendingLocked() bool {
-	return len(w.control)+len(w.small)+len(w.large) > 0
+	return len(w.control)+len(w.small)+len(w.large) > 0 || w.poked
+}
+
+// poke makes the writer flush the carrier, which has something to say of its
+// own. The link's reader may call it.
+func (w *sender) poke() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.poked = true
+	if !w.busy && w.dead == nil {
+		w.busy = true
+		w.kick()
+	}
+}
+
+// congested reports whether so many control frames wait that new sessions
+// would only add to them.
+func (w *sender) congested() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.control) > maxControl/4
 }
 
 func (w *sender) kick() {
@@ -285,6 +312,7 @@ func (w *sender) frame(u urgency, add func([]byte) []byte) error {
 	w.control = add(w.control)
 	if len(w.control) > maxControl {
 		w.dieLocked(errControlFlood)
+		go w.fail(errControlFlood) // the writer may be stuck, and we may be the reader
 		return errControlFlood
 	}
 	switch {
@@ -360,6 +388,8 @@ func (w *sender) awaitCredit(s *Session) int {
 				w.stalled = make(map[*Session]struct{})
 			}
 			w.stalled[s] = struct{}{}
+		case w.queued >= maxQueued/4 && s.queued:
+			// Under pressure no second buffer beside the one that waits.
 		case w.queued >= maxQueued:
 			if !s.waiting {
 				s.waiting = true

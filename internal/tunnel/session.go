@@ -93,7 +93,7 @@ type Session struct {
 	sent       atomic.Int64
 	received   atomic.Int64
 	backlog    atomic.Int64 // bytes received and not yet taken by the local socket
-	lastActive atomic.Int64 // Unix nanoseconds; kept only with an idle timeout
+	lastActive atomic.Int64 // nanoseconds since began; kept only with an idle timeout
 
 	mu       sync.Mutex // guards all below
 	ep       *Endpoint  // nil until attached
@@ -112,9 +112,11 @@ type Session struct {
 
 	window     int64 // credit outstanding plus bytes queued plus unacked: the bound of the queue
 	maxWindow  int64
-	reserved   int64 // taken from the budget
+	reserved   int64 // taken from the budget for the first window
+	grown      int64 // taken from the budget beyond it
 	avail      int64 // credit the peer has left
 	unacked    int64 // bytes consumed and not yet granted again
+	lastGrant  time.Time
 	epochStart time.Time
 	epochBytes int64
 }
@@ -213,11 +215,11 @@ func (s *Session) finish(r Result) bool {
 	}
 	s.over = true
 	s.result = r
-	ep, timer, reserved := s.ep, s.timer, s.reserved
+	ep, timer, reserved, grown := s.ep, s.timer, s.reserved, s.grown
 	if s.idleTimeout.Load() > 0 {
 		s.link.idlers.Add(-1)
 	}
-	s.reserved = 0
+	s.reserved, s.grown = 0, 0
 	if !s.draining {
 		s.q.clear()
 		s.backlog.Store(0)
@@ -230,6 +232,7 @@ func (s *Session) finish(r Result) bool {
 	s.link.forget(s)
 	s.link.out.end(s)
 	s.link.cfg.Budget.release(reserved)
+	s.link.cfg.Budget.shrink(grown)
 	close(s.done)
 	if ep != nil {
 		// Wakes the reading goroutine and a drain that waits.
@@ -274,8 +277,13 @@ func (s *Session) attach(ep *Endpoint) uint32 {
 // fromReset handles the peer's RST.
 func (s *Session) fromReset(r wire.Reason, message string) {
 	s.obs().RstReceived()
-	if r == wire.ReasonUnknown || r == wire.ReasonFin || r >= wire.ReasonProtocol {
+	switch {
+	case r == wire.ReasonUnknown || r == wire.ReasonFin || r >= wire.ReasonProtocol:
 		r = wire.ReasonRst
+	case s.link.hub && r == wire.ReasonDenied:
+		r = wire.ReasonConnectFailed // the agent has no such target; policy is the hub's
+	case s.link.hub && (r == wire.ReasonPDPError || r == wire.ReasonRevoked || r == wire.ReasonNoAgent || r == wire.ReasonLinkLost):
+		r = wire.ReasonRst // not an agent's to say
 	}
 	s.finish(Result{Reason: r, Message: message, Remote: true})
 }
@@ -311,16 +319,20 @@ func (s *Session) startTimer(d time.Duration) {
 	})
 }
 
+// began anchors lastActive in monotonic time: a step of the wall clock must not
+// make sessions look idle.
+var began = time.Now()
+
 func (s *Session) touch() {
 	if s.idleTimeout.Load() > 0 {
-		s.lastActive.Store(time.Now().UnixNano())
+		s.lastActive.Store(int64(time.Since(began)))
 	}
 }
 
 // checkIdle ends the session if it was idle for too long.
 func (s *Session) checkIdle(now time.Time) {
 	d := time.Duration(s.idleTimeout.Load())
-	if last := s.lastActive.Load(); d > 0 && last > 0 && now.UnixNano()-last > int64(d) {
+	if last := s.lastActive.Load(); d > 0 && last > 0 && now.Sub(began) > time.Duration(last)+d {
 		s.Reset(wire.ReasonIdle, fmt.Sprintf("no byte for %v", d))
 	}
 }

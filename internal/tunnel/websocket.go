@@ -47,10 +47,28 @@ type webSocket struct {
 	pos  uint64 // into mask
 	eof  bool   // the peer sent a close frame
 
-	// Writing: the link's writer, and the reader when it answers a ping.
-	mu   sync.Mutex    // guards the fields below
+	// Owned by the writing goroutine.
 	buf  *[]byte       // messages not yet written; from batches, nil between batches
 	keys *rand.ChaCha8 // masking keys must be unpredictable, RFC 6455 §5.3
+
+	pongMu   sync.Mutex // guards what the reader leaves for the writer
+	pong     [125]byte
+	pongLen  int
+	owesPong bool
+	owed     func() // tells the link that Flush has something to write
+}
+
+// poker is a carrier that sometimes has to write without being asked to.
+type poker interface {
+	// onOwed sets what the carrier calls then, from the reading goroutine;
+	// Flush must follow soon.
+	onOwed(f func())
+}
+
+func (c *webSocket) onOwed(f func()) {
+	c.pongMu.Lock()
+	c.owed = f
+	c.pongMu.Unlock()
 }
 
 // NewWebSocket returns the carrier that speaks WebSocket on conn after the
@@ -173,33 +191,35 @@ func (c *webSocket) control(op byte, n int) error {
 		c.eof = true
 		return nil
 	case wsPing:
-		// An intermediary or peer that pings at WebSocket level. The answer
-		// waits for the link's next batch: the reader must not block on a
-		// socket write. Our own PING (every second while bytes move, else
-		// every ping_interval) makes sure that a batch follows.
-		c.mu.Lock()
-		if c.buf == nil || len(*c.buf) < 4<<10 {
-			c.appendLocked(wsPong, p[:n])
+		// An intermediary or peer that pings at WebSocket level. The reader
+		// must not block on a socket write: the writer answers, and if more
+		// came meanwhile, the newest only (RFC 6455 §5.5.3).
+		c.pongMu.Lock()
+		c.pong, c.pongLen, c.owesPong = p, n, true
+		owed := c.owed
+		c.pongMu.Unlock()
+		if owed != nil {
+			owed()
 		}
-		c.mu.Unlock()
 	}
 	return nil
 }
 
 // Write adds p as one binary message.
 func (c *webSocket) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.appendLocked(wsBinary, p)
+	c.append(wsBinary, p)
 	if len(*c.buf) >= batchBytes {
-		if err := c.writeLocked(); err != nil {
+		if err := c.write(); err != nil {
 			return 0, err
 		}
 	}
 	return len(p), nil
 }
 
-func (c *webSocket) appendLocked(op byte, p []byte) {
+// Close closes the socket; see closeBelow.
+func (c *webSocket) Close() error { return closeBelow(c.Conn) }
+
+func (c *webSocket) append(op byte, p []byte) {
 	var maskBit byte
 	if c.client {
 		maskBit = 0x80
@@ -231,7 +251,7 @@ func (c *webSocket) appendLocked(op byte, p []byte) {
 	*c.buf = b
 }
 
-func (c *webSocket) writeLocked() error {
+func (c *webSocket) write() error {
 	if c.buf == nil {
 		return nil
 	}
@@ -241,11 +261,16 @@ func (c *webSocket) writeLocked() error {
 	return err
 }
 
-// Flush writes the collected messages.
+// Flush writes the collected messages, and a pong if one is owed.
 func (c *webSocket) Flush() error {
-	c.mu.Lock()
-	err := c.writeLocked()
-	c.mu.Unlock()
+	c.pongMu.Lock()
+	p, n, owes := c.pong, c.pongLen, c.owesPong
+	c.owesPong = false
+	c.pongMu.Unlock()
+	if owes {
+		c.append(wsPong, p[:n])
+	}
+	err := c.write()
 	if err == nil && c.flush != nil {
 		err = c.flush()
 	}
