@@ -28,7 +28,7 @@ import (
 func TestForeignAgent(t *testing.T) {
 	python, err := exec.LookPath("python3")
 	if err != nil {
-		t.Skip("python3 is not installed; the agent of this repository is tested elsewhere")
+		t.Fatal("python3 is not installed: run scripts/deps.sh")
 	}
 	dir, err := demodir.Start("127.0.0.1:0", demodir.Example())
 	if err != nil {

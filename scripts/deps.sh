@@ -9,7 +9,7 @@ have() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || [ -x "/sbin
 # program:package
 missing= packages=
 for pair in slapd:slapd slapadd:slapd ldapsearch:ldap-utils openssl:openssl \
-	prometheus:prometheus ip:iproute2 gcc:gcc curl:curl; do
+	prometheus:prometheus ip:iproute2 gcc:gcc curl:curl python3:python3; do
 	if ! have "${pair%%:*}"; then
 		missing="$missing ${pair%%:*}"
 		case " $packages " in *" ${pair#*:} "*) ;; *) packages="$packages ${pair#*:}" ;; esac
