@@ -51,7 +51,7 @@ const (
 type siteOptions struct {
 	connectors []connector
 	hub        []string // further lines of the nowconnect block
-	globals    []string // further global options
+	globals    []string // further global options; $HTTPS is site.https
 	process    bool     // the hub is a process of its own, bin/nowconnect
 	race       bool     // and built with the race detector
 	plain      bool     // agents come without TLS
@@ -199,7 +199,7 @@ func (s *site) caddyfile() string {
 	}
 	p("\t}")
 	for _, line := range s.o.globals {
-		p("\t%s", line)
+		p("\t%s", strings.ReplaceAll(line, "$HTTPS", s.https))
 	}
 	p("\tlayer4 {")
 	for _, c := range s.o.connectors {
