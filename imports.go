@@ -14,4 +14,5 @@ import (
 	_ "github.com/nowconnect/nowconnect/modules/metrics"
 	_ "github.com/nowconnect/nowconnect/modules/nowconnect"
 	_ "github.com/nowconnect/nowconnect/modules/pdp/allowall"
+	_ "github.com/nowconnect/nowconnect/modules/pdp/rules"
 )

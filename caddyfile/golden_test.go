@@ -25,6 +25,7 @@ import (
 	_ "github.com/nowconnect/nowconnect/modules/metrics"
 	"github.com/nowconnect/nowconnect/modules/nowconnect"
 	_ "github.com/nowconnect/nowconnect/modules/pdp/allowall"
+	_ "github.com/nowconnect/nowconnect/modules/pdp/rules"
 )
 
 // go test ./caddyfile -update rewrites the second half of the golden files.
