@@ -7,6 +7,8 @@ import (
 	// our modules
 	_ "github.com/nowconnect/nowconnect/caddyfile"
 	_ "github.com/nowconnect/nowconnect/modules/adminapi"
+	_ "github.com/nowconnect/nowconnect/modules/agentauth/jwt"
+	_ "github.com/nowconnect/nowconnect/modules/agentauth/mtls"
 	_ "github.com/nowconnect/nowconnect/modules/agentauth/token"
 	_ "github.com/nowconnect/nowconnect/modules/agentendpoint"
 	_ "github.com/nowconnect/nowconnect/modules/health"

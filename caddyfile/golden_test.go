@@ -18,6 +18,8 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 	_ "github.com/mholt/caddy-l4"
 
+	_ "github.com/nowconnect/nowconnect/modules/agentauth/jwt"
+	_ "github.com/nowconnect/nowconnect/modules/agentauth/mtls"
 	_ "github.com/nowconnect/nowconnect/modules/agentauth/token"
 	_ "github.com/nowconnect/nowconnect/modules/agentendpoint"
 	_ "github.com/nowconnect/nowconnect/modules/health"
