@@ -16,5 +16,6 @@ import (
 	_ "github.com/nowconnect/nowconnect/modules/metrics"
 	_ "github.com/nowconnect/nowconnect/modules/nowconnect"
 	_ "github.com/nowconnect/nowconnect/modules/pdp/allowall"
+	_ "github.com/nowconnect/nowconnect/modules/pdp/authzen"
 	_ "github.com/nowconnect/nowconnect/modules/pdp/rules"
 )

@@ -27,6 +27,7 @@ import (
 	_ "github.com/nowconnect/nowconnect/modules/metrics"
 	"github.com/nowconnect/nowconnect/modules/nowconnect"
 	_ "github.com/nowconnect/nowconnect/modules/pdp/allowall"
+	_ "github.com/nowconnect/nowconnect/modules/pdp/authzen"
 	_ "github.com/nowconnect/nowconnect/modules/pdp/rules"
 )
 

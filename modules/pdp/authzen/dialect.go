@@ -1,0 +1,164 @@
+package authzen
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/nowconnect/nowconnect/internal/authz"
+)
+
+// dialect is the form of questions and answers.
+type dialect interface {
+	question(r *authz.Request) ([]byte, error)
+	answer(body []byte) (authz.Decision, error)
+}
+
+// standard is the OpenID Authorization API 1.0. authz.Request has its form, and
+// nothing that it does not name: some PDPs refuse what they do not know.
+type standard struct{}
+
+func (standard) question(r *authz.Request) ([]byte, error) { return json.Marshal(r) }
+
+func (standard) answer(body []byte) (authz.Decision, error) {
+	allowed, rest, err := verdict(body, "decision")
+	if err != nil {
+		return authz.Decision{}, err
+	}
+	var context map[string]json.RawMessage
+	if raw := rest["context"]; len(raw) > 0 {
+		if err := json.Unmarshal(raw, &context); err != nil {
+			return authz.Decision{}, errors.New("the member context of the answer is not an object")
+		}
+	}
+	d := authz.Decision{Outcome: authz.Deny, Reason: reason(context)}
+	if !allowed {
+		return d, nil
+	}
+	if o := obligation(context["obligations"]); o != "" {
+		d.Reason = "permitted under an obligation that the hub cannot fulfil: " + o
+		return d, nil
+	}
+	d.Outcome = authz.Allow
+	d.Lease, err = lease(context["ttl"])
+	return d, err
+}
+
+// original is the form of the first NowConnect. Its subject is the agent.
+type original struct{ agent, audience string }
+
+type originalQuestion struct {
+	Subject struct {
+		AgentID string `json:"agent_id"`
+	} `json:"subject"`
+	Action   string `json:"action"`
+	Resource struct {
+		Type string `json:"type"`
+		ID   string `json:"id"`
+	} `json:"resource"`
+	Context struct {
+		ReplicaID string `json:"replica_id,omitempty"`
+		Audience  string `json:"aud,omitempty"`
+	} `json:"context"`
+}
+
+func (o original) question(r *authz.Request) ([]byte, error) {
+	var q originalQuestion
+	q.Subject.AgentID = o.agent
+	q.Action = r.Action.Name
+	q.Resource.Type, q.Resource.ID = "connector", r.Resource.ID
+	q.Context.ReplicaID, _ = r.Context["hub"].(string)
+	q.Context.Audience = o.audience
+	return json.Marshal(q)
+}
+
+func (original) answer(body []byte) (authz.Decision, error) {
+	allowed, rest, err := verdict(body, "allow")
+	if err != nil || !allowed {
+		return authz.Decision{Outcome: authz.Deny}, err
+	}
+	l, err := lease(rest["ttl_sec"])
+	return authz.Decision{Outcome: authz.Allow, Lease: l}, err
+}
+
+// verdict reads the one boolean that counts. A map keeps encoding/json from
+// taking "Decision" for "decision".
+func verdict(body []byte, member string) (bool, map[string]json.RawMessage, error) {
+	var answer map[string]json.RawMessage
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return false, nil, errors.New("the answer is not a JSON object")
+	}
+	switch string(answer[member]) {
+	case "true":
+		return true, answer, nil
+	case "false":
+		return false, answer, nil
+	case "":
+		return false, nil, fmt.Errorf("the answer has no member %s", member)
+	default:
+		return false, nil, fmt.Errorf("the member %s of the answer is neither true nor false", member)
+	}
+}
+
+// lease reads a number of seconds for which a permit holds. What is not even a
+// second is one; 0 would mean for ever.
+func lease(raw json.RawMessage) (time.Duration, error) {
+	if len(raw) == 0 || string(raw) == "null" {
+		return 0, nil
+	}
+	var seconds float64
+	if err := json.Unmarshal(raw, &seconds); err != nil {
+		return 0, errors.New("the answer's time to live is not a number")
+	}
+	return time.Duration(min(max(seconds, 1), 86400) * float64(time.Second)), nil
+}
+
+// obligation names the first obligation; empty means that there is none. What
+// is not a list of obligations is one that nobody understands.
+func obligation(raw json.RawMessage) string {
+	if len(raw) == 0 || string(raw) == "null" {
+		return ""
+	}
+	var list []struct {
+		ID   string `json:"id"`
+		Type string `json:"type"`
+	}
+	if err := json.Unmarshal(raw, &list); err != nil {
+		return "not readable"
+	}
+	if len(list) == 0 {
+		return ""
+	}
+	for _, name := range []string{list[0].Type, list[0].ID} {
+		if name = clean(name); name != "" {
+			return name
+		}
+	}
+	return "without a name"
+}
+
+// reason finds the words that PDPs give under various names: a text, or an
+// object of texts by language or status.
+func reason(context map[string]json.RawMessage) string {
+	for _, name := range []string{"reason_admin", "reason", "reason_user", "id"} {
+		var v any
+		if json.Unmarshal(context[name], &v) != nil {
+			continue
+		}
+		if texts, ok := v.(map[string]any); ok {
+			for _, key := range slices.Sorted(maps.Keys(texts)) {
+				if text, ok := texts[key].(string); ok {
+					v = text
+					break
+				}
+			}
+		}
+		if text, ok := v.(string); ok && text != "" {
+			return clean(text)
+		}
+	}
+	return ""
+}
