@@ -300,7 +300,7 @@ func TestOnlyOwnTargetsAreDialed(t *testing.T) {
 	startAgent(t, cfg)
 	eventually(t, "a link", func() bool { return hub.countLinks() == 1 })
 	for _, name := range []string{"unlisted", "unknown", "ECHO", "echo.", "echo_"} {
-		if r := hub.open(t, 0, name).wait(t); r.Reason != wire.ReasonDenied || r.Opened {
+		if r := hub.open(t, 0, name).wait(t); r.Reason != wire.ReasonConnectFailed || r.Opened {
 			t.Errorf("%s: %v", name, r)
 		}
 	}

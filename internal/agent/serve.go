@@ -92,7 +92,7 @@ func (a *Agent) openSession(s *tunnel.Session) {
 	if !ok {
 		a.log.Warn("the hub asks for a connector that this agent does not serve",
 			zap.String("connector", o.Connector), zap.String("cid", o.Session))
-		s.Refuse(wire.ReasonDenied, "agent does not serve this connector")
+		s.Refuse(wire.ReasonConnectFailed, "agent does not serve this connector")
 		return
 	}
 	to.metrics.Opened()

@@ -54,6 +54,16 @@ func (c *native) Read(p []byte) (int, error) { return c.r.Read(p) }
 
 func (c *native) Close() error { return closeBelow(c.Conn) }
 
+// CloseWrite ends our direction, below any TLS: what was flushed still arrives.
+func (c *native) CloseWrite() error { return closeWriteBelow(c.Conn) }
+
+func closeWriteBelow(c net.Conn) error {
+	if t := below(c); t != nil {
+		return t.CloseWrite()
+	}
+	return errNoHalfClose
+}
+
 // closeBelow closes the socket before the wrappers around it. crypto/tls would
 // first write its close_notify, and wait up to five seconds for a link that
 // takes no more; CLOSE has said all there is to say.

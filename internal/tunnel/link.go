@@ -143,25 +143,27 @@ func (l *Link) fail(err *LinkError) {
 		err = l.closing
 	}
 	l.err = err
-	sessions := make([]*Session, 0, len(l.sessions))
-	for _, s := range l.sessions {
-		sessions = append(sessions, s)
-	}
 	l.mu.Unlock()
 
 	l.out.die(err)
 	close(l.stop)
+	l.endSessions(err)
+	_ = l.c.Close() // last: it may take its time
+}
+
+// endSessions ends what the link carries, for the reason that ends the link.
+func (l *Link) endSessions(err *LinkError) {
 	r := Result{Reason: wire.ReasonLinkLost, Message: err.Error(), Remote: err.Remote}
 	if err.Reason == wire.ReasonShutdown || err.Reason == wire.ReasonRevoked {
 		r.Reason = err.Reason
 	}
-	for _, s := range sessions {
+	for _, s := range l.Sessions() {
 		s.linkEnded(r)
 	}
-	_ = l.c.Close() // last: it may take its time
 }
 
-// closeTime bounds how long CLOSE may take to reach the socket.
+// closeTime bounds how long CLOSE may take to reach the socket, and again how
+// long the peer may take to read it.
 const closeTime = time.Second
 
 // Close ends the link and all its sessions. The peer is told why if the
@@ -177,8 +179,28 @@ func (l *Link) Close(r wire.Reason, message string) {
 	l.closing = &LinkError{Reason: r, Message: message}
 	l.mu.Unlock()
 	_ = l.out.frame(soon, func(b []byte) []byte { return wire.AppendReason(b, 0, r, message) })
-	l.out.awaitIdle(closeTime)
+	if l.out.awaitIdle(closeTime) {
+		l.linger()
+	}
 	l.fail(l.closing)
+}
+
+// linger ends the sessions and our direction of the link, and lets the reader
+// take what the peer still sends until it has read our CLOSE and closes its
+// end. Closing a socket with unread bytes sends RST, and RST would overtake the
+// CLOSE that tells the peer why.
+func (l *Link) linger() {
+	l.endSessions(l.closing)
+	c, ok := l.c.(closeWriter)
+	if !ok || c.CloseWrite() != nil {
+		return
+	}
+	t := time.NewTimer(closeTime)
+	defer t.Stop()
+	select {
+	case <-l.stop:
+	case <-t.C:
+	}
 }
 
 // Ended reports whether the link is over.

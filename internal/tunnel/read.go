@@ -193,12 +193,13 @@ func (l *Link) openFrame(cid wire.CID, p []byte) *LinkError {
 	window := int64(l.cfg.Window)
 	enough := l.cfg.Budget.reserve(window)
 	l.mu.Lock()
-	if l.err != nil { // others may have ended the link while we still read what was buffered
+	if l.err != nil || l.closing != nil { // others may have ended the link while we still read
+		err := l.err
 		l.mu.Unlock()
 		if enough {
 			l.cfg.Budget.release(window)
 		}
-		return l.err
+		return err
 	}
 	if _, twice := l.sessions[cid]; twice {
 		l.mu.Unlock()

@@ -295,3 +295,31 @@ func TestOpenAfterFailIsNotLeaked(t *testing.T) {
 		t.Errorf("%d sessions that never end, %d bytes of budget", n, b.Used())
 	}
 }
+
+// A peer that is told CLOSE while it sends with all its might must learn the
+// reason, and not find the connection reset.
+func TestCloseIsHeardByAPeerThatSends(t *testing.T) {
+	for range 5 {
+		p := newPair(t, pairOptions{carrier: "tls"})
+		streams := []*stream{}
+		for range 8 {
+			st := p.open(SessionConfig{})
+			streams = append(streams, st)
+			go func() {
+				b := make([]byte, 64<<10)
+				for {
+					if _, err := st.client.Write(b); err != nil {
+						return
+					}
+				}
+			}()
+			io.ReadFull(st.target, make([]byte, 64<<10))
+		}
+		p.agent.Close(wire.ReasonShutdown, "agent stops")
+		for _, st := range streams {
+			if h, a := st.results(t); h.Reason != wire.ReasonShutdown || a.Reason != wire.ReasonShutdown {
+				t.Errorf("ended with %+v at the hub, %+v at the agent", h, a)
+			}
+		}
+	}
+}

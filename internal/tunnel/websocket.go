@@ -216,6 +216,9 @@ func (c *webSocket) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// CloseWrite ends our direction; see native.
+func (c *webSocket) CloseWrite() error { return closeWriteBelow(c.Conn) }
+
 // Close closes the socket; see closeBelow.
 func (c *webSocket) Close() error { return closeBelow(c.Conn) }
 
