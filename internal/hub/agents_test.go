@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"errors"
 	"context"
 	"io"
 	"net"
@@ -65,8 +66,8 @@ func wantRST(t *testing.T, c net.Conn) {
 }
 
 func isTimeout(err error) bool {
-	ne, ok := err.(net.Error)
-	return ok && ne.Timeout()
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
 }
 
 func wantFIN(t *testing.T, c net.Conn) {
