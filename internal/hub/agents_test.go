@@ -1,8 +1,8 @@
 package hub
 
 import (
-	"errors"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"slices"

@@ -134,6 +134,29 @@ func (q *queue) pop() *chunk {
 	return c
 }
 
+// drainChunks is how many chunks popSome takes: one write of 64 KiB.
+const drainChunks = 4
+
+// popSome removes the first few chunks, linked; the caller frees them. It
+// returns nil when empty.
+func (q *queue) popSome() *chunk {
+	first := q.pop()
+	if first == nil {
+		return nil
+	}
+	last := first
+	for range drainChunks - 1 {
+		c := q.pop()
+		last.next = c
+		if c == nil {
+			break
+		}
+		last = c
+	}
+	last.next = nil
+	return first
+}
+
 // consume removes n bytes from the first chunk, which holds at least as many.
 func (q *queue) consume(n int) {
 	q.head.r += n

@@ -16,6 +16,7 @@ func newRawSocket(*net.TCPConn) *rawSocket { return nil }
 func (*rawSocket) read(int) (*frames, int, error)                  { panic("unreachable") }
 func (*rawSocket) writeSome([]byte) (int, error)                   { panic("unreachable") }
 func (*rawSocket) awaitWritable(*net.TCPConn, time.Duration) error { panic("unreachable") }
+func (*rawSocket) writeMany([][]byte) (int, error)                 { panic("unreachable") }
 func (*rawSocket) awaitHangup() error                              { panic("unreachable") }
 func (*rawSocket) readable() bool                                  { return false }
 func (*rawSocket) reset() bool                                     { return false }

@@ -31,6 +31,8 @@ type rawSocket struct {
 
 	writeFn  func(fd uintptr) bool
 	out      []byte
+	manyFn   func(fd uintptr) bool
+	outMany  [][]byte
 	wrote    int
 	writeErr error
 
@@ -45,7 +47,7 @@ func newRawSocket(t *net.TCPConn) *rawSocket {
 		return nil
 	}
 	r := &rawSocket{conn: c}
-	r.readFn, r.writeFn, r.writableFn, r.hangupFn = r.tryRead, r.tryWrite, r.tryWritable, r.tryHangup
+	r.readFn, r.writeFn, r.manyFn, r.writableFn, r.hangupFn = r.tryRead, r.tryWrite, r.tryWriteMany, r.tryWritable, r.tryHangup
 	return r
 }
 
@@ -112,12 +114,43 @@ func (r *rawSocket) tryWrite(fd uintptr) bool {
 		}
 		break
 	}
-	if r.writeErr == unix.EAGAIN {
+	r.judgeWrite()
+	return true // never wait here
+}
+
+// judgeWrite turns what the system call said into wrote and writeErr.
+func (r *rawSocket) judgeWrite() {
+	switch r.writeErr {
+	case nil:
+	case unix.EAGAIN:
 		r.wrote, r.writeErr = 0, nil
-	}
-	if r.writeErr != nil {
+	default:
 		r.wrote, r.writeErr = 0, os.NewSyscallError("write", r.writeErr)
 	}
+}
+
+// writeMany is writeSome for several buffers in a row.
+func (r *rawSocket) writeMany(bufs [][]byte) (int, error) {
+	if len(bufs) == 1 {
+		return r.writeSome(bufs[0])
+	}
+	r.outMany = bufs
+	err := r.conn.Write(r.manyFn)
+	r.outMany = nil
+	if err != nil {
+		return 0, err
+	}
+	return r.wrote, r.writeErr
+}
+
+func (r *rawSocket) tryWriteMany(fd uintptr) bool {
+	for {
+		r.wrote, r.writeErr = writev(int(fd), r.outMany)
+		if r.writeErr != unix.EINTR {
+			break
+		}
+	}
+	r.judgeWrite()
 	return true // never wait here
 }
 

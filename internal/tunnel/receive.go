@@ -129,8 +129,8 @@ func (s *Session) drain() {
 			s.mu.Unlock()
 			return
 		}
-		c := s.q.pop()
-		if c == nil {
+		batch := s.q.popSome()
+		if batch == nil {
 			s.draining = false
 			fin := s.finGot
 			s.mu.Unlock()
@@ -140,36 +140,55 @@ func (s *Session) drain() {
 			return
 		}
 		s.mu.Unlock()
-		err := s.drainChunk(c)
-		chunks.Put(c)
+		err := s.drainBatch(batch)
+		for batch != nil {
+			c := batch
+			batch = c.next
+			chunks.Put(c)
+		}
 		if err != nil {
 			s.localWriteFailed(err)
 		}
 	}
 }
 
-// drainChunk writes one chunk of the queue.
-func (s *Session) drainChunk(c *chunk) error {
-	for p := c.b[c.r:c.w]; len(p) > 0; {
-		n, err := s.drainSome(p)
+// drainBatch writes a few chunks of the queue.
+func (s *Session) drainBatch(c *chunk) error {
+	var parts [drainChunks][]byte
+	for {
+		for c != nil && c.r == c.w {
+			c = c.next
+		}
+		if c == nil {
+			return nil
+		}
+		bufs := parts[:0]
+		for k := c; k != nil; k = k.next {
+			bufs = append(bufs, k.b[k.r:k.w])
+		}
+		n, err := s.drainSome(bufs)
 		if err != nil {
 			return err
 		}
 		s.backlog.Add(-int64(n))
+		var grant uint32
 		s.mu.Lock()
-		grant := s.wroteLocked(p[:n])
+		for k := c; n > 0; k = k.next {
+			m := min(n, k.w-k.r)
+			grant += s.wroteLocked(k.b[k.r : k.r+m])
+			k.r += m
+			n -= m
+		}
 		s.mu.Unlock()
 		s.grant(grant)
-		p = p[n:]
 	}
-	return nil
 }
 
-// drainSome writes as much of p as the local side takes, at least one byte.
-func (s *Session) drainSome(p []byte) (int, error) {
+// drainSome writes as much of bufs as the local side takes, at least one byte.
+func (s *Session) drainSome(bufs [][]byte) (int, error) {
 	start := time.Now()
 	if s.raw != nil {
-		n, err := s.raw.writeSome(p)
+		n, err := s.raw.writeMany(bufs)
 		if err != nil || n > 0 {
 			s.obs().WriteTime(time.Since(start))
 			return n, err
@@ -177,7 +196,7 @@ func (s *Session) drainSome(p []byte) (int, error) {
 		if err := s.awaitDrained(s.raw, start); err != nil {
 			return 0, err
 		}
-		return s.raw.writeSome(p)
+		return s.raw.writeMany(bufs)
 	}
 	if s.below != nil {
 		if err := s.awaitDrained(s.below, start); err != nil {
@@ -185,7 +204,7 @@ func (s *Session) drainSome(p []byte) (int, error) {
 		}
 		start = time.Now()
 	}
-	n, err := s.ep.Conn.Write(p)
+	n, err := s.ep.Conn.Write(bufs[0])
 	s.obs().WriteTime(time.Since(start))
 	return n, err
 }

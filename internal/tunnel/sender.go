@@ -251,7 +251,13 @@ func (w *sender) data(f *frames) error {
 	s := f.s
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for s.queued && !s.ended && w.dead == nil {
+	for !s.ended && w.dead == nil {
+		if !s.queued && (w.queued == 0 || w.queued+f.n <= maxQueued) {
+			break
+		}
+		if !s.queued {
+			w.awaitRoomLocked(s)
+		}
 		s.room.Wait()
 	}
 	switch {
@@ -391,10 +397,7 @@ func (w *sender) awaitCredit(s *Session) int {
 		case w.queued >= maxQueued/4 && s.queued:
 			// Under pressure no second buffer beside the one that waits.
 		case w.queued >= maxQueued:
-			if !s.waiting {
-				s.waiting = true
-				w.waiting = append(w.waiting, s)
-			}
+			w.awaitRoomLocked(s)
 		default:
 			return int(s.credit)
 		}
@@ -433,6 +436,14 @@ func (w *sender) awaitIdle(d time.Duration) bool {
 		w.idle.Wait()
 	}
 	return !w.busy
+}
+
+// awaitRoomLocked has the session woken when the queue has room.
+func (w *sender) awaitRoomLocked(s *Session) {
+	if !s.waiting {
+		s.waiting = true
+		w.waiting = append(w.waiting, s)
+	}
 }
 
 // stalledSessions returns the sessions that wait for credit; nil for none.
