@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -317,6 +318,11 @@ func (s *site) scrape() map[string]float64 {
 func (s *site) tryScrape() (map[string]float64, error) {
 	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: soon}
 	resp, err := c.Get("http://" + s.http + "/metrics")
+	for tries := 0; tries < 5 && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)); tries++ {
+		// Caddy opens a new listener at a reload and closes the old one with
+		// what waits in its queue: not what these tests are about.
+		resp, err = c.Get("http://" + s.http + "/metrics")
+	}
 	if err != nil {
 		return nil, err
 	}
