@@ -25,7 +25,6 @@ import (
 
 	_ "github.com/nowconnect/nowconnect"
 	"github.com/nowconnect/nowconnect/internal/authz"
-	"github.com/nowconnect/nowconnect/internal/testpeer"
 	"github.com/nowconnect/nowconnect/modules/internal/hubtest"
 )
 
@@ -104,21 +103,6 @@ func halfClose(t *testing.T, c net.Conn, cw interface{ CloseWrite() error }) {
 	b, err := io.ReadAll(c)
 	if err != nil || string(b) != "last words" {
 		t.Errorf("after our FIN: %q, %v", b, err)
-	}
-}
-
-// dialRefused expects a connection to be reset without a byte, which Dial
-// itself may be told already.
-func dialRefused(t *testing.T, h *hubtest.Hub) {
-	t.Helper()
-	c, err := net.Dial("tcp", h.LDAP)
-	if err == nil {
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
-		_, err = c.Read(make([]byte, 1))
-		_ = c.Close()
-	}
-	if !testpeer.IsReset(err) {
-		t.Fatalf("%v; want a reset", err)
 	}
 }
 
@@ -305,14 +289,14 @@ func TestRefusedClients(t *testing.T) {
 		t.Run(answer, func(t *testing.T) {
 			h := start(t, answer, route, "")
 			for range 200 {
-				dialRefused(t, h)
+				h.Refused()
 			}
 			hubtest.Eventually(t, "refusals are logged", func() bool { return strings.Contains(h.Logged(), want) })
 			if n := strings.Count(h.Logged(), `"msg":"connection refused"`); n > 120 {
 				t.Errorf("%d lines about 200 refusals", n)
 			}
 			time.Sleep(150 * time.Millisecond) // a line may pass again
-			dialRefused(t, h)
+			h.Refused()
 			hubtest.Eventually(t, "a line tells how many were held back", func() bool { return strings.Contains(h.Logged(), `"suppressed":`) })
 		})
 	}
@@ -325,7 +309,7 @@ func TestPolicyThatPanics(t *testing.T) {
 	live := h.Dial()
 	hubtest.RoundTrip(t, live, "hello")
 	h.Load(h.Caddyfile(strings.Replace(hubtest.Basic, "allow_all", "test_recorder panic", 1), hubtest.Layer4, hubtest.Site))
-	dialRefused(t, h)
+	h.Refused()
 	hubtest.Eventually(t, "the panic is logged with its stack", func() bool {
 		return strings.Contains(h.Logged(), "policy module panicked") && strings.Contains(h.Logged(), "recorder).Decide")
 	})
@@ -354,7 +338,7 @@ func TestLeakedListenerObeysThePolicyInForce(t *testing.T) {
 	}
 	h.Load(h.Caddyfile(strings.Replace(hubtest.Basic, "allow_all", "test_recorder deny", 1), hubtest.Layer4, hubtest.Site))
 	for range 60 {
-		dialRefused(t, h)
+		h.Refused()
 	}
 }
 

@@ -323,7 +323,26 @@ func (h *Hub) Dial() *net.TCPConn {
 	return c.(*net.TCPConn)
 }
 
-// DialTLS does the same with TLS.
+// Refused connects a client that sends something, and expects that it is reset
+// before a byte comes. On a busy machine the reset overtakes the dial, which
+// then fails with it: that is a refusal like any other.
+func (h *Hub) Refused() (after time.Duration) {
+	h.tb.Helper()
+	began := time.Now()
+	c, err := net.Dial("tcp", h.LDAP)
+	if err == nil {
+		defer c.Close()
+		_ = c.SetDeadline(began.Add(30 * time.Second))
+		_, _ = io.WriteString(c, "hello") // reading tells how it ended
+		_, err = c.Read(make([]byte, 1))
+	}
+	if !testpeer.IsReset(err) {
+		h.tb.Fatalf("a client sees %v, want a reset", err)
+	}
+	return time.Since(began)
+}
+
+// DialTLS does the same as Dial with TLS.
 func (h *Hub) DialTLS(cfg *tls.Config) (*tls.Conn, error) {
 	h.tb.Helper()
 	c := tls.Client(h.Dial(), cfg)

@@ -2,7 +2,6 @@ package authzen_test
 
 import (
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -29,24 +28,6 @@ const (
 	failures = `nowconnect_pdp_decisions_total{connector="echo",result="error"}`
 	listener = `nowconnect_listener_errors_total{connector="echo",type="pdp"}`
 )
-
-// refused dials, and checks that the connection is reset before a byte comes,
-// which can be as early as in the dial.
-func refused(t *testing.T, h *hubtest.Hub) (after time.Duration) {
-	t.Helper()
-	started := time.Now()
-	c, err := net.Dial("tcp", h.LDAP)
-	if err == nil {
-		defer c.Close()
-		_ = c.SetDeadline(started.Add(30 * time.Second))
-		_, _ = io.WriteString(c, "hello")
-		_, err = c.Read(make([]byte, 1))
-	}
-	if !testpeer.IsReset(err) {
-		t.Errorf("%v; want a reset", err)
-	}
-	return time.Since(started)
-}
 
 // rises waits for a counter, as a client learns its fate before it is counted.
 func rises(t *testing.T, h *hubtest.Hub, series string, from, by float64) {
@@ -137,7 +118,7 @@ func TestPDPDecidesWhoConnects(t *testing.T) {
 	// Denied clients are refused, and so are live sessions when judged anew.
 	say(`{"decision":false,"context":{"reason":"not you"}}`)
 	n := h.Metric(denied)
-	refused(t, h)
+	h.Refused()
 	hubtest.Eventually(t, "the denial is counted", func() bool { return h.Metric(denied) == n+1 })
 	load("timeout 20s")
 	if _, err := first.Read(make([]byte, 1)); !testpeer.IsReset(err) {
@@ -149,13 +130,13 @@ func TestPDPDecidesWhoConnects(t *testing.T) {
 	say("")
 	load("timeout 300ms")
 	e, l := h.Metric(failures), h.Metric(listener)
-	refused(t, h)
+	h.Refused()
 	rises(t, h, failures, e, 1)
 	rises(t, h, listener, l, 1)
 
 	gate = make(chan struct{})
 	hold.Store(true)
-	if took := refused(t, h); took < 300*time.Millisecond || took > 5*time.Second {
+	if took := h.Refused(); took < 300*time.Millisecond || took > 5*time.Second {
 		t.Errorf("refused after %s", took)
 	}
 	rises(t, h, failures, e, 2)
@@ -164,7 +145,7 @@ func TestPDPDecidesWhoConnects(t *testing.T) {
 
 	pdp.CloseClientConnections()
 	pdp.Close()
-	refused(t, h)
+	h.Refused()
 	rises(t, h, failures, e, 3)
 	rises(t, h, listener, l, 3)
 	if strings.Contains(h.Logged(), "the-token-of-this") {
