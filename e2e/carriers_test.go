@@ -88,7 +88,9 @@ func testLeg(t *testing.T, l leg) {
 	sums := make(chan checksum, 64)
 	resets := make(chan error, 16)
 	fins := make(chan error, 16)
-	s := startSite(t, siteOptions{plain: l.plain, noAgent: true, connectors: []connector{
+	// The listener wrapper stands below TLS here; all other tests are without.
+	wrappers := []string{"servers {", "\tlistener_wrappers {", "\t\tnowconnect", "\t\ttls", "\t}", "}"}
+	s := startSite(t, siteOptions{plain: l.plain, noAgent: true, globals: wrappers, connectors: []connector{
 		{name: "random", target: randomTarget(t, sums).Addr},
 		{name: "fin_from_client", target: finTarget(t, true, fins).Addr},
 		{name: "fin_from_target", target: finTarget(t, false, fins).Addr},

@@ -55,9 +55,15 @@ func (p plan) startMux(sys *System) error {
 }
 
 // oursApp has every part that a real hub has: agent authentication, policy,
-// metrics. Only the limits are wider than their defaults: at 64 KiB of first
+// metrics, and records that leave together. Only the limits are wider than their defaults: at 64 KiB of first
 // window each, 256 MiB admit 4096 sessions per agent.
-const oursApp = `nowconnect {
+const oursApp = `servers {
+		listener_wrappers {
+			nowconnect
+			tls
+		}
+	}
+	nowconnect {
 		agent_auth token {
 			agent bench {file.%s}
 		}

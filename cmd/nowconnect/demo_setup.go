@@ -118,6 +118,10 @@ var hubTemplate = template.Must(template.New("Caddyfile").Parse(`{
 	storage file_system "{{.File "storage"}}"
 	servers {
 		protocols h1 h2
+		listener_wrappers {
+			nowconnect
+			tls
+		}
 	}
 	nowconnect {
 		agent_auth token {

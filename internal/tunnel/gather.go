@@ -1,6 +1,8 @@
 package tunnel
 
 import (
+	"crypto/tls"
+	"io"
 	"net"
 	"sync"
 )
@@ -25,8 +27,8 @@ func putBatch(b *[]byte) {
 
 // Gather is a net.Conn that collects writes until Flush, so that all TLS
 // records of one batch leave in one system call. It belongs between the TCP
-// connection and tls.Client. Reading is untouched. During the TLS handshake
-// it writes through: nobody would flush for crypto/tls.
+// connection and crypto/tls, at either end. Reading is untouched. Until Collect
+// it writes through: nobody would flush for the TLS handshake or an HTTP server.
 type Gather struct {
 	net.Conn
 
@@ -37,6 +39,27 @@ type Gather struct {
 
 // NewGather returns a Gather over conn that writes through until Collect.
 func NewGather(conn net.Conn) *Gather { return &Gather{Conn: conn} }
+
+// GatherBelow finds the Gather under a TLS connection and other wrappers that
+// have NetConn; nil if there is none. One above TLS does not count: there
+// nothing is left to gather.
+func GatherBelow(conn net.Conn) *Gather {
+	secure := false
+	for range maxWrappers {
+		if g, ok := conn.(*Gather); ok && secure {
+			return g
+		}
+		if _, ok := conn.(*tls.Conn); ok {
+			secure = true
+		}
+		c, ok := conn.(interface{ NetConn() net.Conn })
+		if !ok {
+			return nil
+		}
+		conn = c.NetConn()
+	}
+	return nil
+}
 
 // Collect ends the write-through of the handshake: from now on bytes wait for
 // Flush.
@@ -67,6 +90,10 @@ func (g *Gather) Write(p []byte) (int, error) {
 	*g.buf = append(*g.buf, p...)
 	return len(p), nil
 }
+
+// ReadFrom lets an HTTP server without TLS go on sending files without copying
+// them. It is for connections that never collect.
+func (g *Gather) ReadFrom(r io.Reader) (int64, error) { return io.Copy(g.Conn, r) }
 
 // Flush writes what was collected.
 func (g *Gather) Flush() error {

@@ -5,10 +5,13 @@ import (
 	"time"
 )
 
+// maxWrappers around a connection; more than that is a loop.
+const maxWrappers = 8
+
 // below finds the TCP connection under wrappers such as *tls.Conn; nil if
 // there is none.
 func below(conn net.Conn) *net.TCPConn {
-	for range 8 { // more wrappers than that is a loop
+	for range maxWrappers {
 		switch c := conn.(type) {
 		case *net.TCPConn:
 			return c

@@ -147,6 +147,10 @@ func (u upgrade) take(w http.ResponseWriter, r *http.Request, timeout time.Durat
 		early = io.MultiReader(bytes.NewReader(bytes.Clone(b)), conn)
 	}
 	flush := func() error { welcomed(); return nil }
+	if g := tunnel.GatherBelow(socket(r, conn)); g != nil {
+		g.Collect()
+		flush = func() error { welcomed(); return g.Flush() }
+	}
 	if u.carrier == tunnel.WebSocketName {
 		return tunnel.NewWebSocket(conn, early, flush, false), nil
 	}
