@@ -7,23 +7,17 @@ import (
 	"sync"
 )
 
-// gatherSize is how many bytes a Gather holds before it writes by itself. It
-// fits a batch of the link's writer with its TLS record headers.
-const gatherSize = batchBytes + maxQuantum + 8<<10
+// gatherSize is how many bytes a Gather holds before it writes by itself: two
+// full TLS records. More saves system calls and costs more than it saves, as
+// what is copied no longer stays in the nearest cache (docs/performance.md).
+const gatherSize = 36 << 10
 
-// batches holds buffers for one batch of a link's writes. A link has one only
-// while it writes: idle links hold none, busy ones need not grow theirs anew.
-var batches = sync.Pool{New: func() any {
+// gathers holds buffers of gatherSize. A link has one only while it writes:
+// idle links hold none.
+var gathers = sync.Pool{New: func() any {
 	b := make([]byte, 0, gatherSize)
 	return &b
 }}
-
-func putBatch(b *[]byte) {
-	if cap(*b) <= 2*gatherSize { // not one that an odd write has blown up
-		*b = (*b)[:0]
-		batches.Put(b)
-	}
-}
 
 // Gather is a net.Conn that collects writes until Flush, so that all TLS
 // records of one batch leave in one system call. It belongs between the TCP
@@ -34,7 +28,7 @@ type Gather struct {
 
 	mu      sync.Mutex
 	collect bool
-	buf     *[]byte // bytes not yet written; from batches, nil between batches
+	buf     *[]byte // bytes not yet written; from gathers, nil between batches
 }
 
 // NewGather returns a Gather over conn that writes through until Collect.
@@ -85,7 +79,7 @@ func (g *Gather) Write(p []byte) (int, error) {
 		return g.Conn.Write(p)
 	}
 	if g.buf == nil {
-		g.buf = batches.Get().(*[]byte)
+		g.buf = gathers.Get().(*[]byte)
 	}
 	*g.buf = append(*g.buf, p...)
 	return len(p), nil
@@ -107,7 +101,8 @@ func (g *Gather) flushLocked() error {
 		return nil
 	}
 	_, err := g.Conn.Write(*g.buf)
-	putBatch(g.buf)
+	*g.buf = (*g.buf)[:0]
+	gathers.Put(g.buf)
 	g.buf = nil
 	return err
 }

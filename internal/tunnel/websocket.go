@@ -28,6 +28,24 @@ var (
 	errWSMask  = errors.New("websocket: wrong masking")
 )
 
+// messagesSize is how many bytes of messages are collected before they are
+// written: a batch of the link's writer may be that long.
+const messagesSize = 32 << 10
+
+// messages holds buffers for one batch of messages. A link has one only while
+// it writes: idle links hold none, busy ones need not grow theirs anew.
+var messages = sync.Pool{New: func() any {
+	b := make([]byte, 0, messagesSize+maxQuantum+8<<10)
+	return &b
+}}
+
+func putMessages(b *[]byte) {
+	if cap(*b) <= 2*(messagesSize+maxQuantum) { // not one that an odd write has blown up
+		*b = (*b)[:0]
+		messages.Put(b)
+	}
+}
+
 // webSocket carries frames as the payload of binary messages. Message
 // boundaries mean nothing: the payloads joined are the stream of frames, so an
 // intermediary may split or merge messages.
@@ -48,7 +66,7 @@ type webSocket struct {
 	eof  bool   // the peer sent a close frame
 
 	// Owned by the writing goroutine.
-	buf  *[]byte       // messages not yet written; from batches, nil between batches
+	buf  *[]byte       // messages not yet written; from messages, nil between batches
 	keys *rand.ChaCha8 // masking keys must be unpredictable, RFC 6455 §5.3
 
 	pongMu   sync.Mutex // guards what the reader leaves for the writer
@@ -208,7 +226,7 @@ func (c *webSocket) control(op byte, n int) error {
 // Write adds p as one binary message.
 func (c *webSocket) Write(p []byte) (int, error) {
 	c.append(wsBinary, p)
-	if len(*c.buf) >= batchBytes {
+	if len(*c.buf) >= messagesSize {
 		if err := c.write(); err != nil {
 			return 0, err
 		}
@@ -228,7 +246,7 @@ func (c *webSocket) append(op byte, p []byte) {
 		maskBit = 0x80
 	}
 	if c.buf == nil {
-		c.buf = batches.Get().(*[]byte)
+		c.buf = messages.Get().(*[]byte)
 	}
 	b := append(*c.buf, 0x80|op)
 	switch n := len(p); {
@@ -259,7 +277,7 @@ func (c *webSocket) write() error {
 		return nil
 	}
 	_, err := c.Conn.Write(*c.buf)
-	putBatch(c.buf)
+	putMessages(c.buf)
 	c.buf = nil
 	return err
 }
