@@ -26,6 +26,7 @@ func init() {
 //		max_sessions        <count>
 //		max_links_per_agent <count>
 //		agent_memory        <size>
+//		congestion_control  auto|system|<algorithm>
 //		ping_interval       <duration>
 //		ping_timeout        <duration>
 //		handshake_timeout   <duration>
@@ -58,6 +59,7 @@ func appParser(app *nowconnect.App) parser {
 			"max_sessions":        count(&app.MaxSessions),
 			"max_links_per_agent": count(&app.MaxLinksPerAgent),
 			"agent_memory":        size(&app.AgentMemory),
+			"congestion_control":  congestionControl(&app.CongestionControl),
 			"ping_interval":       duration(&app.PingInterval),
 			"ping_timeout":        duration(&app.PingTimeout),
 			"handshake_timeout":   duration(&app.HandshakeTimeout),

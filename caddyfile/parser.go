@@ -8,6 +8,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/dustin/go-humanize"
 
+	"github.com/nowconnect/nowconnect/internal/tunnel"
 	"github.com/nowconnect/nowconnect/modules/nowconnect"
 )
 
@@ -67,6 +68,20 @@ func name(field *string) option {
 		}
 		if err := nowconnect.CheckName(s); err != nil {
 			return d.Errf("%s: %v", what, err)
+		}
+		*field = s
+		return nil
+	}
+}
+
+func congestionControl(field *string) option {
+	return func(d *caddyfile.Dispenser) error {
+		s, err := value(d)
+		if err != nil {
+			return err
+		}
+		if err := tunnel.CheckCongestionControl(s); err != nil {
+			return d.Errf("congestion_control %v", err)
 		}
 		*field = s
 		return nil

@@ -1,6 +1,7 @@
 package run
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -15,12 +16,14 @@ import (
 
 // Report is a whole run, as written to the JSON file.
 type Report struct {
-	Started time.Time   `json:"started"`
-	Machine Machine     `json:"machine"`
-	Pace    Pace        `json:"pace"`
-	Links   int         `json:"links"`
-	Systems []string    `json:"systems"`
-	Rows    []RowResult `json:"rows"`
+	Started time.Time `json:"started"`
+	Machine Machine   `json:"machine"`
+	Pace    Pace      `json:"pace"`
+	Links   int       `json:"links"`
+	// Congestion is the congestion_control of ours; empty is its default, auto.
+	Congestion string      `json:"congestion,omitempty"`
+	Systems    []string    `json:"systems"`
+	Rows       []RowResult `json:"rows"`
 }
 
 // WriteJSON writes the report to path.
@@ -113,8 +116,8 @@ func (r *RowResult) brief(names []string) string {
 // WriteMarkdown writes both tables, figures and ratios.
 func (r *Report) WriteMarkdown(w io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s. %s. %d rounds of %v (WAN %v), medians (min–max); %d links per multiplexed agent.\n\n",
-		r.Started.Format("2006-01-02"), r.Machine, r.Pace.Rounds, r.Pace.Window, r.Pace.WANRun, r.Links)
+	fmt.Fprintf(&b, "%s. %s. %d rounds of %v (WAN %v), medians (min–max); %d links per multiplexed agent; congestion control of ours: %s.\n\n",
+		r.Started.Format("2006-01-02"), r.Machine, r.Pace.Rounds, r.Pace.Window, r.Pace.WANRun, r.Links, cmp.Or(r.Congestion, "auto"))
 	r.figures(&b)
 	if slices.Contains(r.Systems, systems.L1) || slices.Contains(r.Systems, systems.Yamux) {
 		b.WriteString("\nRatios of medians, × L1 / × yamux. Bold: not worse than yamux.\n\n")

@@ -19,14 +19,16 @@ import (
 // Options say what to run.
 type Options struct {
 	systems.Binaries
-	Dir      string // for logs and configuration; must exist
-	Links    int
-	Rows     []Row
-	Systems  []string
-	Pace     Pace
-	Profile  bool // take CPU profiles of hub and agent in every cell
-	Keep     bool // leave logs and configuration in Dir
-	Progress io.Writer
+	Dir   string // for logs and configuration; must exist
+	Links int
+	// Congestion as systems.Site has it.
+	Congestion string
+	Rows       []Row
+	Systems    []string
+	Pace       Pace
+	Profile    bool // take CPU profiles of hub and agent in every cell
+	Keep       bool // leave logs and configuration in Dir
+	Progress   io.Writer
 }
 
 // Cell is one system in one row.
@@ -74,7 +76,7 @@ func (o *Options) row(ctx context.Context, row Row, res *RowResult) error {
 	if err != nil {
 		return err
 	}
-	site.Keep = o.Keep
+	site.Keep, site.Congestion = o.Keep, o.Congestion
 	defer site.Close()
 	var up []*systems.System
 	defer func() {

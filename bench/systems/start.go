@@ -1,6 +1,7 @@
 package systems
 
 import (
+	"cmp"
 	"fmt"
 	"path/filepath"
 	"strconv"
@@ -72,6 +73,7 @@ const oursApp = `servers {
 		}
 		pdp allow_all
 		agent_memory 2GiB
+		congestion_control %s
 		metrics
 	}`
 
@@ -84,6 +86,7 @@ const oursAgent = `tunnel:
   agent_id: bench
   carrier: %[2]s
   links: %[3]d
+  congestion_control: %[8]s
   ca_bundle: %[4]s
   auth:
     token_file: %[5]s
@@ -106,7 +109,8 @@ func (p plan) startOurs(sys *System, carrier string) error {
 		}
 	}
 	tokenFile := filepath.Join(p.Dir, "token")
-	conf, err := p.caddyfile(fmt.Sprintf(oursApp, tokenFile), "nowconnect bench", oursSite)
+	congestion := cmp.Or(p.Congestion, "auto")
+	conf, err := p.caddyfile(fmt.Sprintf(oursApp, tokenFile, congestion), "nowconnect bench", oursSite)
 	if err != nil {
 		return err
 	}
@@ -114,7 +118,7 @@ func (p plan) startOurs(sys *System, carrier string) error {
 	if err != nil {
 		return err
 	}
-	agentConf, err := p.write(".yaml", fmt.Sprintf(oursAgent, p.agents, carrier, p.Links, p.Files.CA, tokenFile, p.target, health))
+	agentConf, err := p.write(".yaml", fmt.Sprintf(oursAgent, p.agents, carrier, p.Links, p.Files.CA, tokenFile, p.target, health, congestion))
 	if err != nil {
 		return err
 	}

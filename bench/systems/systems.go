@@ -45,6 +45,10 @@ type Site struct {
 	Binaries
 	Dir   string // for configuration, logs and certificates
 	Links int    // connections that each multiplexing agent opens to its hub
+	// Congestion is congestion_control of our hub and agent; the rest has what
+	// the system has. Empty is their default, BBR where the kernel has it.
+	Congestion string
+
 	Files pki.Files
 	Keep  bool // Close leaves Dir
 

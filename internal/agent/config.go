@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nowconnect/nowconnect/internal/tunnel"
 	"github.com/nowconnect/nowconnect/internal/wire"
 )
 
@@ -57,8 +58,12 @@ type Config struct {
 	// Targets maps a connector to what is dialed for it. Nothing else is.
 	Targets map[string]Target
 
-	Links            int
-	Carrier          string        // one of the Carrier constants; empty is CarrierAuto
+	Links   int
+	Carrier string // one of the Carrier constants; empty is CarrierAuto
+	// CongestionControl of links' sockets, as [tunnel.CheckCongestionControl]
+	// has it; empty is tunnel.CongestionAuto.
+	CongestionControl string
+
 	PingInterval     time.Duration // between pings on an idle link
 	PingTimeout      time.Duration // a ping without an answer for so long ends the link
 	HandshakeTimeout time.Duration // from the first packet to HELLO_ACK, per carrier tried
@@ -117,6 +122,7 @@ type Proxy struct {
 // setDefaults fills in what was left zero.
 func (c *Config) setDefaults() {
 	c.Links = cmp.Or(c.Links, DefaultLinks)
+	c.CongestionControl = cmp.Or(c.CongestionControl, tunnel.CongestionAuto)
 	c.Carrier = cmp.Or(c.Carrier, CarrierAuto)
 	c.PingInterval = cmp.Or(c.PingInterval, DefaultPingInterval)
 	c.PingTimeout = cmp.Or(c.PingTimeout, DefaultPingTimeout)
@@ -211,6 +217,9 @@ func (c *Config) validateBounds(where func(string) string) error {
 	}
 	if !slices.Contains([]string{CarrierAuto, CarrierNative, CarrierWebSocket}, c.Carrier) {
 		fail("carrier", "%q is not auto, native or websocket", c.Carrier)
+	}
+	if err := tunnel.CheckCongestionControl(c.CongestionControl); err != nil {
+		fail("congestion_control", "%w", err)
 	}
 	if c.BackoffMax < c.BackoffMin {
 		fail("backoff_max", "%v is less than backoff_min, %v", c.BackoffMax, c.BackoffMin)

@@ -59,7 +59,7 @@ func TestLoadMinimalHasDefaults(t *testing.T) {
 		PingInterval: 20 * time.Second, PingTimeout: 20 * time.Second, HandshakeTimeout: 10 * time.Second,
 		BackoffMin: 200 * time.Millisecond, BackoffMax: 30 * time.Second,
 		ConnectTimeout: 3 * time.Second, MaxSessions: 2000, Memory: 256 << 20, DrainTimeout: 30 * time.Second,
-		HealthAddr: "0.0.0.0:8090", LogLevel: "info", LogFormat: "json",
+		HealthAddr: "0.0.0.0:8090", LogLevel: "info", LogFormat: "json", CongestionControl: "auto",
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -77,6 +77,7 @@ tunnel:
   auth: {token_file: token}
   links: 4
   carrier: websocket
+  congestion_control: cubic
   ping_interval: 5s
   ping_timeout: 6s
   handshake_timeout: 7s
@@ -105,7 +106,7 @@ observability:
 	"tunnel": {
 		"url": "wss://hub.example.com:8443/agents", "agent_id": "premise-1",
 		"exported_connectors": ["addomain", "sap-ldap.vds"], "auth": {"token_file": "token"},
-		"links": 4, "carrier": "websocket", "ping_interval": "5s", "ping_timeout": "6s", "handshake_timeout": "7s",
+		"links": 4, "carrier": "websocket", "congestion_control": "cubic", "ping_interval": "5s", "ping_timeout": "6s", "handshake_timeout": "7s",
 		"backoff_min": "100ms", "backoff_max": "1m", "server_name": "inner.example.com"
 	},
 	"targets": {"addomain": {"host": "[fd00::1]", "port": 389}, "sap-ldap.vds": "ldap.corp.example:400"},
@@ -118,7 +119,7 @@ observability:
 		URL: "wss://hub.example.com:8443/agents", AgentID: "premise-1", TokenFile: "token",
 		Connectors: []string{"addomain", "sap-ldap.vds"},
 		Targets:    map[string]Target{"addomain": {"fd00::1", 389}, "sap-ldap.vds": {"ldap.corp.example", 400}},
-		Links:      4, Carrier: "websocket",
+		Links:      4, Carrier: "websocket", CongestionControl: "cubic",
 		PingInterval: 5 * time.Second, PingTimeout: 6 * time.Second, HandshakeTimeout: 7 * time.Second,
 		BackoffMin: 100 * time.Millisecond, BackoffMax: time.Minute,
 		CABundle: "ca.pem", ServerName: "inner.example.com",

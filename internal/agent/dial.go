@@ -136,7 +136,7 @@ func (d *dialer) reach(ctx context.Context, roots *x509.CertPool, l *login) (net
 	if err != nil {
 		return nil, &ConnectError{Stage: stageDial, Err: err}
 	}
-	tunnel.TuneLink(conn, d.cfg.PingTimeout)
+	tunnel.TuneLink(conn, d.cfg.PingTimeout, d.cfg.CongestionControl)
 	if proxy == nil {
 		return conn, nil
 	}

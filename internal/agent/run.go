@@ -257,7 +257,8 @@ func (s *slot) currentLink() *tunnel.Link {
 // noteUp logs that a link is up.
 func (a *Agent) noteUp(s *slot, l *login) {
 	s.trouble = ""
-	a.log.Info("link is up", zap.Int("link", s.n), zap.String("carrier", l.carrier.Name()), zap.String("hub", l.ack.Hub),
+	a.log.Info("link is up", zap.Int("link", s.n), zap.String("carrier", l.carrier.Name()),
+		zap.String("congestion_control", tunnel.CongestionControl(l.carrier)), zap.String("hub", l.ack.Hub),
 		zap.String("tls", l.tls), zap.String("proxy", l.proxy), zap.Strings("accepted", l.ack.Accepted))
 	if a.acks.changed(l.ack.Refused) {
 		a.log.Warn("the hub refuses connectors that this agent offers: its configuration does not name the agent for them",

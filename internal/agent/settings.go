@@ -52,6 +52,8 @@ var settings = []setting{
 	{name: "carrier", key: "tunnel.carrier", env: "NC_CARRIER", flag: "carrier",
 		help: "auto, native or websocket",
 		set:  oneOf(func(d *draft) *string { return &d.Carrier }, CarrierAuto, CarrierNative, CarrierWebSocket)},
+	{name: "congestion_control", key: "tunnel.congestion_control", env: "NC_CONGESTION_CONTROL",
+		set: text(func(d *draft) *string { return &d.CongestionControl })},
 	{name: "ping_interval", key: "tunnel.ping_interval", env: "NC_PING_INTERVAL",
 		set: duration(func(d *draft) *time.Duration { return &d.PingInterval })},
 	{name: "ping_interval", key: "tunnel.ping_interval_sec",

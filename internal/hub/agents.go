@@ -84,7 +84,7 @@ func (h *Hub) ServeAgent(ctx context.Context, c tunnel.Carrier, id Identity, rem
 		_ = tunnel.Refuse(c, err.Reason, err.Message)
 		return err
 	}
-	log.Info("agent connected", zap.Int("link", hello.Link), zap.String("instance", hello.Instance),
+	log.Info("agent connected", zap.String("congestion_control", tunnel.CongestionControl(c)), zap.Int("link", hello.Link), zap.String("instance", hello.Instance),
 		zap.Strings("connectors", accepted), zap.String("software", hello.Software))
 	err = l.Serve(ctx)
 	h.unregister(l, err)
@@ -255,13 +255,20 @@ func (h *Hub) candidates(c *connector, k *Connector) []*link {
 	return links
 }
 
-// bestLink returns the agent's link with the fewest sessions that serves the
-// connector, and how many sessions the agent has in all.
+// sessionRate is the traffic of a link, in bytes per second, that weighs as much
+// as one session when a new one is placed: a bulk transfer keeps others off its
+// link as a crowd of small sessions would, and they stay calm when it is the
+// network that is slow.
+const sessionRate = 64 << 10
+
+// bestLink returns the agent's least loaded link that serves the connector, and
+// how many sessions the agent has in all.
 func (a *agent) bestLink(connector string) (best *link, load int) {
 	least := 0
 	for _, l := range a.links {
 		n := l.NumSessions()
 		load += n
+		n += int(l.Rate() / sessionRate)
 		if l.retired || l.Draining() || l.Ended() || !l.serves(connector) {
 			continue
 		}

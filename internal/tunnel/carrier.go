@@ -49,6 +49,9 @@ func NewNative(conn net.Conn, r io.Reader, flush func() error) Carrier {
 	return &native{Conn: conn, r: r, flush: flush}
 }
 
+// NetConn returns the connection below.
+func (c *native) NetConn() net.Conn { return c.Conn }
+
 func (c *native) Name() string               { return NativeName }
 func (c *native) Read(p []byte) (int, error) { return c.r.Read(p) }
 

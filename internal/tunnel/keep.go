@@ -20,12 +20,17 @@ func (l *Link) keep() {
 	l.mu.Unlock()
 	l.ping(time.Now())
 	lastProbe, seen := time.Now(), uint64(0)
+	lastRate, rated := lastProbe, uint64(0)
 	for {
 		select {
 		case <-l.stop:
 			return
 		case now := <-t.C:
 			moved := l.recvd.Load() + l.out.activity()
+			if d := now.Sub(lastRate); d > 0 {
+				l.rate.Store((l.rate.Load() + int64(float64(moved-rated)/d.Seconds())) / 2)
+				lastRate, rated = now, moved
+			}
 			busy := moved-seen > 64<<10 && now.Sub(lastProbe) >= time.Second
 			switch overdue, due := l.pingState(now); {
 			case overdue > 0:

@@ -64,6 +64,7 @@ type Link struct {
 	idlers atomic.Int64  // sessions with an idle timeout
 	rtt    atomic.Int64  // nanoseconds, smoothed
 	recvd  atomic.Uint64 // bytes read, to tell an idle link from a busy one
+	rate   atomic.Int64  // bytes per second both ways, smoothed; owned by keep
 
 	mu       sync.Mutex // guards all below; may be held while taking out.mu, never the other way
 	sessions map[wire.CID]*Session
@@ -270,6 +271,10 @@ func (l *Link) NumSessions() int {
 
 // RTT returns the smoothed round trip time; 0 before the first PONG.
 func (l *Link) RTT() time.Duration { return time.Duration(l.rtt.Load()) }
+
+// Rate returns how many bytes per second the link moved lately, both ways
+// together. It lags a second or two.
+func (l *Link) Rate() int64 { return l.rate.Load() }
 
 // Open begins a session towards the agent's connector o.Connector. The request
 // leaves when Run is called, or with whatever the link sends before that;

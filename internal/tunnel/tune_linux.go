@@ -21,11 +21,12 @@ func tuneSocket(fd uintptr, userTimeout time.Duration) {
 }
 
 // TuneLink prepares the TCP socket below conn for carrying a link: keepalive,
-// no delay, a short queue in front of the wire, and an end to unacknowledged
-// data after userTimeout (0 leaves that to the kernel). It looks through TLS
-// and other wrappers that have NetConn. All of it is best effort: a socket
-// that cannot be tuned still works.
-func TuneLink(conn net.Conn, userTimeout time.Duration) {
+// no delay, a short queue in front of the wire, an end to unacknowledged
+// data after userTimeout (0 leaves that to the kernel), and congestion control
+// as [CheckCongestionControl] describes it. It looks through TLS and other
+// wrappers that have NetConn. All of it is best effort: a socket that cannot be
+// tuned still works, and [CongestionControl] tells what is in force.
+func TuneLink(conn net.Conn, userTimeout time.Duration, congestion string) {
 	t := below(conn)
 	if t == nil {
 		return
@@ -33,9 +34,45 @@ func TuneLink(conn net.Conn, userTimeout time.Duration) {
 	tuneGo(t)
 	if raw, err := t.SyscallConn(); err == nil {
 		control(raw, userTimeout)
+		setCongestion(raw, congestion)
 	}
 }
 
 func control(raw syscall.RawConn, userTimeout time.Duration) {
 	_ = raw.Control(func(fd uintptr) { tuneSocket(fd, userTimeout) })
+}
+
+// setCongestion is best effort: a kernel has an algorithm or not, and may keep
+// it from processes without CAP_NET_ADMIN (net.ipv4.tcp_allowed_congestion_control).
+func setCongestion(raw syscall.RawConn, name string) {
+	switch name {
+	case CongestionSystem:
+		return
+	case CongestionAuto, "":
+		name = "bbr"
+	}
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, name)
+	})
+}
+
+// CongestionControl returns the name of the algorithm that the kernel uses for
+// the carrier's socket; empty when it cannot be told.
+func CongestionControl(c Carrier) (name string) {
+	n, ok := c.(interface{ NetConn() net.Conn })
+	if !ok {
+		return ""
+	}
+	t := below(n.NetConn())
+	if t == nil {
+		return ""
+	}
+	raw, err := t.SyscallConn()
+	if err != nil {
+		return ""
+	}
+	_ = raw.Control(func(fd uintptr) {
+		name, _ = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+	})
+	return name
 }

@@ -9,8 +9,11 @@ import (
 
 // TuneLink prepares the TCP socket below conn for carrying a link, as far as
 // the platform allows: keepalive and no delay.
-func TuneLink(conn net.Conn, _ time.Duration) {
+func TuneLink(conn net.Conn, _ time.Duration, _ string) {
 	if t := below(conn); t != nil {
 		tuneGo(t)
 	}
 }
+
+// CongestionControl returns nothing: this platform does not tell.
+func CongestionControl(Carrier) string { return "" }

@@ -106,6 +106,9 @@ func NewWebSocket(conn net.Conn, r io.Reader, flush func() error, client bool) C
 	return c
 }
 
+// NetConn returns the connection below.
+func (c *webSocket) NetConn() net.Conn { return c.Conn }
+
 func (c *webSocket) Name() string { return WebSocketName }
 
 // Read returns payload bytes of binary messages.

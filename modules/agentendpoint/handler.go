@@ -116,7 +116,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		crowdedAgent.write(w, r)
 		return nil
 	}
-	carrier, err := up.take(w, r, app.LinkTimeout(), slot.release)
+	carrier, err := up.take(w, r, app, slot.release)
 	if err != nil {
 		return caddyhttp.Error(http.StatusInternalServerError, fmt.Errorf("take over the connection: %w", err))
 	}

@@ -115,7 +115,7 @@ func judgeWebSocket(r *http.Request) (upgrade, *refusal) {
 // take answers 101 and takes the connection from the HTTP server. welcomed is
 // called when the first bytes go to the agent, which is the end of the
 // handshake, one way or the other.
-func (u upgrade) take(w http.ResponseWriter, r *http.Request, timeout time.Duration, welcomed func()) (tunnel.Carrier, error) {
+func (u upgrade) take(w http.ResponseWriter, r *http.Request, app *nowconnect.App, welcomed func()) (tunnel.Carrier, error) {
 	h := w.Header()
 	h.Set("Connection", "Upgrade")
 	h.Set("Upgrade", u.carrier)
@@ -138,7 +138,7 @@ func (u upgrade) take(w http.ResponseWriter, r *http.Request, timeout time.Durat
 		_ = conn.Close()
 		return nil, err
 	}
-	tunnel.TuneLink(socket(r, conn), timeout)
+	tunnel.TuneLink(socket(r, conn), app.LinkTimeout(), app.CongestionControl)
 	var early io.Reader
 	if n := brw.Reader.Buffered(); n > 0 {
 		// The agent did not wait for the 101. Past these bytes we read from the

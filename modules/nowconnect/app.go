@@ -66,6 +66,13 @@ type App struct {
 	// have waiting in the hub. At least 1048576. Default: 268435456 (256 MiB).
 	AgentMemory int64 `json:"agent_memory,omitempty"`
 
+	// CongestionControl is TCP's on the hub's end of links: `auto` is BBR where the
+	// kernel has it and lets us, which keeps a link fast that loses packets;
+	// `system` leaves it to the system; anything else is the name of an algorithm,
+	// such as `cubic`. The log tells what a link got. It holds for links that
+	// begin after the reload. Default: auto.
+	CongestionControl string `json:"congestion_control,omitempty"`
+
 	// PingInterval is how often the hub pings each link. Keep it below the idle
 	// timeout of any proxy in between. Default: 20s.
 	PingInterval caddy.Duration `json:"ping_interval,omitempty"`
@@ -137,6 +144,11 @@ func (a *App) checkLimits() error {
 	if a.HubID != "" {
 		if err := CheckName(a.HubID); err != nil {
 			return fmt.Errorf("hub_id: %w", err)
+		}
+	}
+	if a.CongestionControl != "" {
+		if err := tunnel.CheckCongestionControl(a.CongestionControl); err != nil {
+			return fmt.Errorf("congestion_control: %w", err)
 		}
 	}
 	if a.MaxSessions < 0 {

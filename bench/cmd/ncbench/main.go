@@ -54,6 +54,7 @@ func benchmark(args []string) error {
 	rounds := fs.Int("rounds", 0, "rounds; default 3, with -short 1")
 	window := fs.Duration("window", 0, "measured time per cell on loopback; default 2s, with -short 1s")
 	links := fs.Int("links", 2, "connections that each multiplexing agent opens to its hub")
+	congestion := fs.String("congestion", "auto", "congestion_control of our hub and agent: auto (BBR where the kernel has it), system, or a name")
 	out := fs.String("json", "", "write all figures to this file")
 	doc := fs.String("markdown", "", "write the table to this file, too")
 	bin := fs.String("bin", "", "directory of nowconnect, nowconnect-agent and ncbench-hub; default: that of ncbench")
@@ -65,7 +66,7 @@ func benchmark(args []string) error {
 	if fs.NArg() > 0 {
 		return fmt.Errorf("unknown argument %q", fs.Arg(0))
 	}
-	o := run.Options{Links: *links, Pace: run.Full, Profile: *prof, Progress: os.Stderr}
+	o := run.Options{Links: *links, Congestion: *congestion, Pace: run.Full, Profile: *prof, Progress: os.Stderr}
 	wanted := "all"
 	if *short {
 		o.Pace, wanted = run.Short, "loopback,wan"
@@ -134,7 +135,7 @@ func measure(o run.Options, jsonFile, mdFile string) error {
 	if n, err := proc.RaiseDescriptors(); err != nil || n < 2*uint64(o.Pace.Idle) {
 		fmt.Fprintf(os.Stderr, "ncbench: descriptor limit %d is low for %d idle connections (%v)\n", n, o.Pace.Idle, err)
 	}
-	r := run.Report{Started: time.Now(), Machine: run.Here(), Pace: o.Pace, Links: o.Links, Systems: o.Systems}
+	r := run.Report{Started: time.Now(), Machine: run.Here(), Pace: o.Pace, Links: o.Links, Congestion: o.Congestion, Systems: o.Systems}
 	if r.Machine.Load > run.Quiet {
 		fmt.Fprintf(os.Stderr, "ncbench: load average is %.2f: something else is running, do not publish these figures\n", r.Machine.Load)
 	}
