@@ -260,7 +260,7 @@ func TestLoadErrors(t *testing.T) {
 			"tunnel.auth.token_file, NC_TOKEN_FILE or -token-file: no token file; name the file that holds this agent's token\n" +
 			"targets, NC_CONNECTORS or -target: nothing to serve; map at least one connector to a target"},
 		{name: "unknown key", file: with("  agent_id", "  agentid"),
-			want: "agent.yaml:3: tunnel.agentid: unknown key; known here: agent_id, auth, backoff_max, backoff_min, ca_bundle, carrier, " +
+			want: "agent.yaml:3: tunnel.agentid: unknown key; known here: agent_id, auth, backoff_max, backoff_min, ca_bundle, carrier, congestion_control, " +
 				"exported_connectors, handshake_timeout, insecure, links, max_ws_payload, ping_interval, ping_interval_sec, ping_timeout, " +
 				"ping_timeout_sec, server_name, url"},
 		{name: "unknown section", file: minimal + "limit:\n  memory: 1GiB\n",

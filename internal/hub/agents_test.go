@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -206,6 +207,53 @@ func TestSessionsSpreadOverAnAgentsLinks(t *testing.T) {
 	w.served(6)
 	if m := w.perLink("a1"); m[0] != 2 || m[1] != 2 || m[2] != 2 {
 		t.Errorf("sessions by link: %v", m)
+	}
+}
+
+// A bulk transfer keeps new sessions off its link, as many sessions would.
+func TestPlacementAvoidsABusyLink(t *testing.T) {
+	w := newWorld(t, config(dir("a1")))
+	w.agent(login{id: "a1", slot: 0})
+	w.agent(login{id: "a1", slot: 1})
+	bulk := w.dial()
+	bulk.mustEcho()
+	busy := 0
+	if w.perLink("a1")[1] == 1 {
+		busy = 1
+	}
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(done)
+	wg.Go(func() {
+		b := make([]byte, 64<<10)
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			if _, err := bulk.Write(b); err != nil {
+				return
+			}
+			if _, err := io.ReadFull(bulk, b); err != nil {
+				return
+			}
+		}
+	})
+	eventually(t, "the hub sees the traffic", func() bool {
+		w.h.mu.Lock()
+		defer w.h.mu.Unlock()
+		for _, l := range w.h.agents["a1"].links {
+			if l.hello.Link == busy {
+				return l.Rate() > 32*sessionRate
+			}
+		}
+		return false
+	})
+	w.served(5)
+	if m := w.perLink("a1"); m[busy] != 1 || m[1-busy] != 5 {
+		t.Errorf("sessions by link: %v, with bulk on link %d", m, busy)
 	}
 }
 
