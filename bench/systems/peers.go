@@ -31,7 +31,8 @@ func onPath(names ...string) error {
 	return nil
 }
 
-// frp with its defaults (tcpMux, one pooled connection) and mTLS.
+// frp with its defaults (tcpMux, one pooled connection) and mTLS. Its client
+// must not give up when it starts a moment before the server listens.
 const (
 	frpServer = `bindAddr = "%[1]s"
 bindPort = %[2]s
@@ -44,6 +45,7 @@ transport.tls.trustedCaFile = "%[6]s"
 `
 	frpClient = `serverAddr = "%[1]s"
 serverPort = %[2]s
+loginFailExit = false
 auth.token = "%[3]s"
 transport.tls.certFile = "%[4]s"
 transport.tls.keyFile = "%[5]s"
