@@ -45,9 +45,13 @@ type Config struct {
 	OnDrain func(message string)
 	// OnRTT is called with each measured round trip time. It must not block.
 	OnRTT func(time.Duration)
-	// OnAuth, on the hub, receives a fresh credential for the link. It must
-	// not block. nil refuses such frames.
+	// OnAuth, on the hub, receives a fresh credential for the link, which is
+	// the callee's to keep. It must not block; AnswerAuth answers. nil ends the
+	// link for such a frame.
 	OnAuth func(credential []byte)
+	// OnAuthAck, on the agent, receives the answer to SendAuth. It must not
+	// block. nil ignores it.
+	OnAuthAck func(wire.AuthAck)
 }
 
 // Link is one connection between an agent and a hub. The goroutine that calls
@@ -213,6 +217,9 @@ func (l *Link) Ended() bool {
 		return false
 	}
 }
+
+// Done is closed when the link is over.
+func (l *Link) Done() <-chan struct{} { return l.stop }
 
 // drainTime bounds how long Drain waits for the peer to confirm.
 const drainTime = 2 * time.Second

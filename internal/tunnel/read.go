@@ -177,6 +177,13 @@ func (l *Link) linkFrame(t wire.Type, p []byte) *LinkError {
 		if l.hub {
 			return l.protocol(fmt.Errorf("%v: %w", t, wire.ErrUnexpected))
 		}
+		var a wire.AuthAck
+		if err := wire.Decode(p, &a); err != nil {
+			return l.protocol(err)
+		}
+		if l.cfg.OnAuthAck != nil {
+			l.cfg.OnAuthAck(a)
+		}
 	}
 	return nil
 }

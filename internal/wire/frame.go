@@ -53,8 +53,8 @@ const (
 	TypePong     Type = 10 // both: the eight bytes of the PING
 	TypeDrain    Type = 11 // both: open no more sessions on this link
 	TypeClose    Type = 12 // both: the link is over; code and text
-	TypeAuth     Type = 13 // agent to hub: a fresh credential for this link
-	TypeAuthAck  Type = 14 // hub to agent: the credential was accepted
+	TypeAuth     Type = 13 // agent to hub: a fresh bearer token for this link
+	TypeAuthAck  Type = 14 // hub to agent, its answer; JSON
 )
 
 var typeNames = [...]string{
@@ -165,7 +165,7 @@ func (t Type) shape() (lo, hi uint32, session bool) {
 	case TypeAuth:
 		return 1, MaxData, false
 	case TypeAuthAck:
-		return 0, MaxData, false
+		return 2, MaxData, false
 	}
 	return 1, 0, false // HELLO, HELLO_ACK: no length is right
 }

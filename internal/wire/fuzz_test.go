@@ -56,12 +56,14 @@ func FuzzHandshake(f *testing.F) {
 	f.Add([]byte(`{"version":1,"agent_id":"premise-1","instance":"i","link":1,"connectors":["addomain"],"window":65536}`))
 	f.Add([]byte(`{"version":1,"accepted":["addomain"],"refused":["x"]}`))
 	f.Add([]byte(`{"connector":"addomain","session":"s-1","window":1}`))
+	f.Add([]byte(`{"error":"limit","message":"m","retry_after_ms":2000}`))
 	f.Add([]byte(`{"version":2}`))
 	f.Add([]byte(`[]`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		again(t, b, TypeHello, &Hello{}, &Hello{})
 		again(t, b, TypeHelloAck, &HelloAck{}, &HelloAck{})
 		again(t, b, TypeOpen, &Open{}, &Open{})
+		again(t, b, TypeAuthAck, &AuthAck{}, &AuthAck{})
 	})
 }
 

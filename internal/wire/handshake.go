@@ -22,8 +22,11 @@ type Hello struct {
 	AgentID      string   `json:"agent_id"`
 	// Instance is random per agent process. A login with the same Instance
 	// and Link as a live one takes that one's place.
-	Instance   string   `json:"instance"`
-	Link       int      `json:"link"` // 0 to MaxLinks-1: which of the agent's links this is
+	Instance string `json:"instance"`
+	Link     int    `json:"link"` // 0 to MaxLinks-1: which of the agent's links this is
+	// Handover asks that a live link whose place this one takes is drained and
+	// not closed. Only for hubs with [CapHandover].
+	Handover   bool     `json:"handover,omitempty"`
 	Connectors []string `json:"connectors"`
 	// Window is how many bytes of each session the agent accepts before it
 	// has granted credit, from 1 to MaxWindow. It covers the client bytes
@@ -44,7 +47,46 @@ type HelloAck struct {
 	PingTimeout  int64  `json:"ping_timeout_ms"`
 	MaxSessions  int    `json:"max_sessions,omitempty"`
 	Hub          string `json:"hub,omitempty"` // for logs: the hub's id
+	// ExpiresIn is for how many milliseconds from now the hub will hold the
+	// credential good; 0 means for ever. A duration and not a date, because the
+	// clocks of the two need not agree.
+	ExpiresIn int64 `json:"expires_in_ms,omitempty"`
 }
+
+// Capabilities of version 1. An agent lists those it has in HELLO; the hub
+// answers with those that hold for the link.
+const (
+	// CapReauth: the agent may renew the link's credential with AUTH.
+	CapReauth = "reauth"
+	// CapHandover: the hub knows Hello.Handover.
+	CapHandover = "handover"
+)
+
+// AuthAck is the hub's answer to AUTH. Without Error the new credential is in
+// force.
+type AuthAck struct {
+	Error   AuthError `json:"error,omitempty"`
+	Message string    `json:"message,omitempty"` // for the agent's log; never a part of the credential
+	// RetryAfter is how many milliseconds to wait before the next AUTH; 0
+	// leaves it to the agent.
+	RetryAfter int64 `json:"retry_after_ms,omitempty"`
+	ExpiresIn  int64 `json:"expires_in_ms,omitempty"` // as in HelloAck
+	// Accepted and Refused are as in HelloAck. Both are absent when they do
+	// not fit into the frame.
+	Accepted []string `json:"accepted,omitempty"`
+	Refused  []string `json:"refused,omitempty"`
+}
+
+// AuthError tells why a new credential is not in force. The one before is.
+type AuthError string
+
+// The errors of AUTH_ACK. A word that a receiver does not know counts as
+// AuthRefused.
+const (
+	AuthRefused     AuthError = "refused"     // the credential is not good for this link
+	AuthUnavailable AuthError = "unavailable" // the hub cannot tell now
+	AuthLimit       AuthError = "limit"       // too many AUTH frames; this one was not looked at
+)
 
 // MaxWindow caps what either side may let a peer send unasked, and the sum of
 // a session's outstanding credit.
@@ -87,10 +129,27 @@ func (a *HelloAck) Validate() error {
 	if a.Version != Version {
 		return fmt.Errorf("hello_ack: version %d, this agent speaks %d: %w", a.Version, Version, ErrWrongVersion)
 	}
+	if a.ExpiresIn < 0 {
+		return fmt.Errorf("hello_ack: expires_in_ms is negative: %w", ErrBadHandshake)
+	}
 	if err := checkNames("hello_ack: accepted", a.Accepted); err != nil {
 		return err
 	}
 	return checkNames("hello_ack: refused", a.Refused)
+}
+
+// Validate reports the first fault, naming its field.
+func (a *AuthAck) Validate() error {
+	if a.ExpiresIn < 0 || a.RetryAfter < 0 {
+		return fmt.Errorf("auth_ack: negative time: %w", ErrBadFrame)
+	}
+	if len(a.Message) > MaxMessage {
+		return fmt.Errorf("auth_ack: message is longer than %d bytes: %w", MaxMessage, ErrBadFrame)
+	}
+	if err := checkNames("auth_ack: accepted", a.Accepted); err != nil {
+		return err
+	}
+	return checkNames("auth_ack: refused", a.Refused)
 }
 
 // Validate reports the first fault, naming its field.

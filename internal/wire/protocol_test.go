@@ -60,6 +60,8 @@ func exampleFrames(t *testing.T) (labels []string, frames [][]byte) {
 	add("agent→hub FIN", AppendFrame(nil, TypeFin, 1, nil))
 	add("hub→agent CREDIT", AppendCredit(nil, 2, 16384))
 	add("agent→hub RST", AppendReason(nil, 2, ReasonConnectFailed, "connection refused"))
+	add("agent→hub AUTH", AppendFrame(nil, TypeAuth, 0, []byte("eyJhbGciOiJFUzI1NiJ9.e30.c2ln")))
+	add("hub→agent AUTH_ACK", msg(TypeAuthAck, 0, &AuthAck{ExpiresIn: 3600000, Accepted: []string{"addomain"}}, MaxData))
 	add("hub→agent PING", AppendPing(nil, TypePing, 0x0102030405060708))
 	add("agent→hub PONG", AppendPing(nil, TypePong, 0x0102030405060708))
 	add("hub→agent DRAIN", AppendFrame(nil, TypeDrain, 0, []byte("upgrade")))
@@ -133,6 +135,8 @@ func decodeExample(t *testing.T, label string, b []byte) {
 	switch h.Type {
 	case TypeOpen:
 		decode(new(Open), MaxData)
+	case TypeAuthAck:
+		decode(new(AuthAck), MaxData)
 	case TypeCredit:
 		again = AppendCredit(nil, h.CID, ParseCredit(p))
 	case TypePing, TypePong:
@@ -294,7 +298,7 @@ func TestProtocolReasonTable(t *testing.T) {
 // TestProtocolFieldTables compares names, kinds and optionality of JSON
 // fields, and the numbers in the bounds.
 func TestProtocolFieldTables(t *testing.T) {
-	for name, m := range map[string]any{"hello": Hello{}, "hello_ack": HelloAck{}, "open": Open{}} {
+	for name, m := range map[string]any{"hello": Hello{}, "hello_ack": HelloAck{}, "open": Open{}, "auth_ack": AuthAck{}} {
 		typ := reflect.TypeOf(m)
 		rows := specTable(t, name)
 		if len(rows) != typ.NumField() {
@@ -340,6 +344,11 @@ func TestProtocolFieldTables(t *testing.T) {
 		{"open window 67108865", &Open{Connector: "c", Window: 67108865}, false},
 		{"session of 64 bytes", &Open{Connector: "c", Window: 1, Session: strings.Repeat("x", 64)}, true},
 		{"session of 65 bytes", &Open{Connector: "c", Window: 1, Session: strings.Repeat("x", 65)}, false},
+		{"message of 512 bytes", &AuthAck{Message: strings.Repeat("x", 512)}, true},
+		{"message of 513 bytes", &AuthAck{Message: strings.Repeat("x", 513)}, false},
+		{"negative expiry", &AuthAck{ExpiresIn: -1}, false},
+		{"negative wait", &AuthAck{RetryAfter: -1}, false},
+		{"negative expiry in HELLO_ACK", &HelloAck{Version: 1, ExpiresIn: -1}, false},
 		{"negative timeout", &Open{Connector: "c", Window: 1, ConnectTimeout: -1}, false},
 	} {
 		if ok(c.v) != c.ok {
@@ -355,6 +364,8 @@ func kinds(t reflect.Type) []string {
 		return []string{"string", "name"}
 	case reflect.Slice:
 		return []string{"array of strings", "array of names"}
+	case reflect.Bool:
+		return []string{"boolean"}
 	}
 	return []string{"number"}
 }
