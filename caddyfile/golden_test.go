@@ -137,7 +137,7 @@ func TestEveryOptionHasAGolden(t *testing.T) {
 func TestEveryOptionIsRefusedTwice(t *testing.T) {
 	words := map[string]string{
 		"hub_id": "h", "pdp": "allow_all", "max_sessions": "1", "max_links_per_agent": "1", "agent_memory": "1MiB", "congestion_control": "auto",
-		"ping_interval": "1s", "ping_timeout": "1s", "handshake_timeout": "1s", "drain_timeout": "1s", "metrics": "",
+		"ping_interval": "1s", "ping_timeout": "1s", "handshake_timeout": "1s", "drain_timeout": "1s", "auth_grace": "1s", "metrics": "",
 		"agents": "a", "balance": "first", "protocol": "tcp", "max_sessions_per_client": "1", "allow_cidrs": "::/0",
 		"queue_depth_per_cid": "1", "connect_timeout": "1s", "idle_timeout": "off",
 	}

@@ -31,6 +31,7 @@ func init() {
 //		ping_timeout        <duration>
 //		handshake_timeout   <duration>
 //		drain_timeout       <duration>
+//		auth_grace          <duration>
 //		metrics             { ... }
 //	}
 //
@@ -64,6 +65,7 @@ func appParser(app *nowconnect.App) parser {
 			"ping_timeout":        duration(&app.PingTimeout),
 			"handshake_timeout":   duration(&app.HandshakeTimeout),
 			"drain_timeout":       duration(&app.DrainTimeout),
+			"auth_grace":          duration(&app.AuthGrace),
 			"metrics":             metrics(app),
 		},
 		repeatable: map[string]option{

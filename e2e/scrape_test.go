@@ -65,6 +65,7 @@ var contract = []family{
 	{"nowconnect_tunnel_uptime_seconds", "gauge", labels("agent", agentNames)},
 	{"nowconnect_tunnel_rtt_seconds", "histogram", labels("agent", agentNames)},
 	{"nowconnect_tunnel_reconnects_total", "counter", labels("agent", agentNames, "reason", linkReasons)},
+	{"nowconnect_tunnel_reauth_total", "counter", labels("agent", agentNames, "result", []string{"accepted", "error", "limited", "refused"})},
 }
 
 // combinations lists each set of label values as Prometheus would print it.

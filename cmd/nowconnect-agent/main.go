@@ -75,7 +75,7 @@ func run(args, env []string, stdout, stderr io.Writer, signals <-chan os.Signal)
 		for _, w := range cfg.Warnings {
 			fmt.Fprintln(stderr, "warning:", w)
 		}
-		if err := cfg.CheckToken(); err != nil {
+		if err := cfg.CheckCredential(); err != nil {
 			fmt.Fprintln(stderr, "warning:", err)
 		}
 		fmt.Fprintln(stdout, "configuration is valid")

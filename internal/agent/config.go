@@ -42,17 +42,21 @@ const (
 )
 
 // Config is all that an agent is told. [Load] builds one from a file, the
-// environment and flags; a Config made by hand needs URL, AgentID, TokenFile
-// and Targets, and gets the defaults above for the rest. docs/agent.md
+// environment and flags; a Config made by hand needs URL, AgentID, Targets and
+// a TokenFile or a client certificate, and gets the defaults above for the rest. docs/agent.md
 // describes each field from the operator's side.
 type Config struct {
 	// URL is the hub's agent endpoint: https, wss, http or ws. Without a path
 	// it means /tunnel.
 	URL     string
 	AgentID string
-	// TokenFile holds the bearer token. It is read at each connect, so that a
-	// rotated token needs no restart; surrounding white space is cut.
+	// TokenFile holds the bearer token. It is read at each connect and watched
+	// while a link is up, so that a rotated token needs no restart; surrounding
+	// white space is cut.
 	TokenFile string
+	// ClientCert and ClientKey are PEM files with a TLS client certificate, its
+	// chain behind it, and its key. They are read and watched likewise.
+	ClientCert, ClientKey string
 	// Connectors are announced to the hub; nil means every target.
 	Connectors []string
 	// Targets maps a connector to what is dialed for it. Nothing else is.
@@ -163,15 +167,27 @@ func (c *Config) validateHub(where func(string) string) error {
 	} else if err := checkName(c.AgentID); err != nil {
 		errs = append(errs, fmt.Errorf("%s: %w", where("agent_id"), err))
 	}
-	if c.TokenFile == "" {
-		errs = append(errs, fmt.Errorf("%s: no token file; name the file that holds this agent's token", where("token_file")))
-	}
+	errs = append(errs, c.validateCredential(where))
 	for name, p := range map[string]string{"https_proxy": c.Proxy.HTTPS, "http_proxy": c.Proxy.HTTP} {
 		if err := checkProxyURL(p); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", where(name), err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (c *Config) validateCredential(where func(string) string) error {
+	switch u, err := parseHubURL(c.URL); {
+	case c.TokenFile == "" && c.ClientCert == "" && c.ClientKey == "":
+		return fmt.Errorf("%s: no token file; name the file that holds this agent's token, or a client certificate", where("token_file"))
+	case c.ClientCert == "" && c.ClientKey != "":
+		return fmt.Errorf("%s: a key without a certificate; name the certificate's file too", where("client_key"))
+	case c.ClientCert != "" && c.ClientKey == "":
+		return fmt.Errorf("%s: a certificate without its key; name the key's file too", where("client_cert"))
+	case c.ClientCert != "" && err == nil && !u.tls:
+		return fmt.Errorf("%s: a client certificate needs TLS, and %s has none", where("client_cert"), u)
+	}
+	return nil
 }
 
 func (c *Config) validateTargets(where func(string) string) error {

@@ -257,7 +257,7 @@ func TestLoadErrors(t *testing.T) {
 	}{
 		{name: "nothing", want: "tunnel.url, NC_AGENT_URL or -url: no hub URL; write for example https://hub.example.com/tunnel\n" +
 			"tunnel.agent_id, NC_AGENT_ID or -agent-id: no agent id; give this agent the name that the hub knows it by\n" +
-			"tunnel.auth.token_file, NC_TOKEN_FILE or -token-file: no token file; name the file that holds this agent's token\n" +
+			"tunnel.auth.token_file, NC_TOKEN_FILE or -token-file: no token file; name the file that holds this agent's token, or a client certificate\n" +
 			"targets, NC_CONNECTORS or -target: nothing to serve; map at least one connector to a target"},
 		{name: "unknown key", file: with("  agent_id", "  agentid"),
 			want: "agent.yaml:3: tunnel.agentid: unknown key; known here: agent_id, auth, backoff_max, backoff_min, ca_bundle, carrier, congestion_control, " +
@@ -268,7 +268,7 @@ func TestLoadErrors(t *testing.T) {
 		{name: "unknown key of a target", file: with("    port: 389", "    prot: 389"),
 			want: "agent.yaml:9: targets.addomain.prot: unknown key; known here: host, port"},
 		{name: "a secret in the file is not repeated", file: with("    token_file: /etc/nowconnect/token", "    token: s3cret"),
-			want: "agent.yaml:5: tunnel.auth.token: unknown key; known here: token_file"},
+			want: "agent.yaml:5: tunnel.auth.token: unknown key; known here: client_cert_file, client_key_file, token_file"},
 		{name: "duplicate key", file: minimal + "tunnel:\n  links: 1\n",
 			want: `agent.yaml:10: mapping key "tunnel" already defined at [1:1]`},
 		{name: "duplicate key in JSON", file: `{"tunnel": {"links": 1, "links": 2}}`,
@@ -329,6 +329,13 @@ func TestLoadErrors(t *testing.T) {
 			want: `NC_HTTPS_PROXY: proxy scheme "socks5" is not http or https; the proxy must know the CONNECT method`},
 		{name: "proxy from the environment", env: []string{"NC_TRUST_ENV=true", "https_proxy=http://me:s3cret@proxy:port"}, file: minimal,
 			want: "https_proxy: not a proxy URL; write for example http://proxy.example.com:3128"},
+
+		{name: "a certificate without its key", args: []string{"-client-cert", "c.pem"}, file: minimal,
+			want: "-client-cert: a certificate without its key; name the key's file too"},
+		{name: "a key without its certificate", env: []string{"NC_CLIENT_KEY_FILE=k.pem"}, file: minimal,
+			want: "NC_CLIENT_KEY_FILE: a key without a certificate; name the certificate's file too"},
+		{name: "a certificate without TLS", args: []string{"-client-cert", "c.pem", "-client-key", "k.pem", "-url", "http://127.0.0.1"}, file: minimal,
+			want: "-client-cert: a client certificate needs TLS, and http://127.0.0.1/tunnel has none"},
 
 		{name: "no host", file: with("    host: dc1.corp.example\n", ""),
 			want: `agent.yaml:8: targets.addomain.port: no host; say where connector "addomain" leads`},

@@ -52,8 +52,11 @@ func newDialer(cfg *Config, hub hubURL, log *zap.Logger) *dialer {
 type login struct {
 	carrier tunnel.Carrier
 	ack     wire.HelloAck
-	tls     string // TLS version, empty without
-	proxy   string // without credentials, empty without
+	tls     string    // TLS version, empty without
+	proxy   string    // without credentials, empty without
+	secret  digest    // of the token that was sent; zero without
+	cert    digest    // of the client certificate; zero without
+	expires time.Time // when the hub lets the credential go; zero for never
 }
 
 // connect makes one link's carrier and logs in over it. With carrier auto it
@@ -84,22 +87,18 @@ func (d *dialer) connect(ctx context.Context, h wire.Hello) (*login, error) {
 func (d *dialer) attempt(ctx context.Context, carrier string, h wire.Hello) (*login, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.HandshakeTimeout)
 	defer cancel()
-	// The secret and the CA come first: without them no packet needs to leave.
-	token, err := d.token.read()
+	// Secrets and the CA come first: without them no packet needs to leave.
+	cred, err := d.credential()
 	if err != nil {
-		return nil, &ConnectError{Stage: stageToken, Err: err}
+		return nil, err
 	}
-	roots, err := readRoots(d.cfg.CABundle)
-	if err != nil {
-		return nil, &ConnectError{Stage: stageCA, Err: err}
-	}
-	l := new(login)
-	conn, err := d.reach(ctx, roots, l)
+	l := &login{secret: digestOf(cred.token), cert: cred.digest()}
+	conn, err := d.reach(ctx, cred.roots, l)
 	if err != nil {
 		return nil, err
 	}
 	stop := guardConn(ctx, conn)
-	c, err := d.upgrade(ctx, conn, carrier, token, roots, l)
+	c, err := d.upgrade(ctx, conn, carrier, cred, l)
 	stop()
 	if err != nil {
 		_ = conn.Close() // the error is told already
@@ -107,11 +106,13 @@ func (d *dialer) attempt(ctx context.Context, carrier string, h wire.Hello) (*lo
 	}
 	// From here on the peer is our hub, or something that could answer for it.
 	l.carrier = c
+	asked := time.Now() // so that we err towards early
 	if l.ack, err = tunnel.SayHello(ctx, c, h); err != nil {
 		_ = c.Close()
 		var le *tunnel.LinkError
 		return nil, &ConnectError{Stage: stageHello, FromHub: errors.As(err, &le) && le.Remote, Carrier: carrier, Err: err}
 	}
+	l.expires = expiry(asked, l.ack.ExpiresIn)
 	return l, nil
 }
 
@@ -150,21 +151,24 @@ func (d *dialer) reach(ctx context.Context, roots *x509.CertPool, l *login) (net
 
 // upgrade goes from a TCP connection to a carrier. Nothing that the peer sends
 // is trusted: its answer is capped in bytes and by ctx in time.
-func (d *dialer) upgrade(ctx context.Context, conn net.Conn, carrier, token string, roots *x509.CertPool, l *login) (tunnel.Carrier, error) {
+func (d *dialer) upgrade(ctx context.Context, conn net.Conn, carrier string, cred credential, l *login) (tunnel.Carrier, error) {
 	var flush func() error
 	var gather *tunnel.Gather
 	if d.hub.tls {
 		gather = tunnel.NewGather(conn)
-		tc := tls.Client(gather, d.tlsConfig(roots))
+		tc := tls.Client(gather, d.tlsConfig(cred.roots, cred.cert))
 		if err := tc.HandshakeContext(ctx); err != nil {
-			return nil, &ConnectError{Stage: stageTLS, Err: explainTLS(err, d.cfg.CABundle)}
+			return nil, d.tlsError(err)
 		}
 		l.tls = tls.VersionName(tc.ConnectionState().Version)
 		conn, flush = tc, gather.Flush
 	}
 	capped := &cappedReader{r: conn, left: maxAnswer}
 	br := bufio.NewReader(capped)
-	if err := d.shakeHTTP(conn, br, carrier, token); err != nil {
+	if err := d.shakeHTTP(conn, br, carrier, cred.token); err != nil {
+		if cred.cert != nil && refusedByTLS(err.Err) {
+			return nil, d.tlsError(err.Err)
+		}
 		err.Stage, err.Carrier = stageUpgrade, carrier
 		return nil, err
 	}
@@ -179,13 +183,15 @@ func (d *dialer) upgrade(ctx context.Context, conn net.Conn, carrier, token stri
 }
 
 // tlsConfig verifies always: there is no setting that turns it off. ALPN
-// offers HTTP/1.1 alone because a hijacked connection needs it.
-func (d *dialer) tlsConfig(roots *x509.CertPool) *tls.Config {
+// offers HTTP/1.1 alone because a hijacked connection needs it. A client
+// certificate is sent to whoever asks for one, whatever CAs it names: its own
+// error says more than one about a missing certificate.
+func (d *dialer) tlsConfig(roots *x509.CertPool, cert *tls.Certificate) *tls.Config {
 	name := d.cfg.ServerName
 	if name == "" {
 		name = d.hub.host
 	}
-	return &tls.Config{
+	conf := &tls.Config{
 		ServerName: name,
 		RootCAs:    roots,
 		MinVersion: tls.VersionTLS12,
@@ -194,6 +200,10 @@ func (d *dialer) tlsConfig(roots *x509.CertPool) *tls.Config {
 		// small records at the start of each burst cost throughput.
 		DynamicRecordSizingDisabled: true,
 	}
+	if cert != nil {
+		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
+	}
+	return conf
 }
 
 // readRoots returns nil, the system's roots, for an empty path. A bundle is
@@ -212,6 +222,14 @@ func readRoots(path string) (*x509.CertPool, error) {
 		return nil, fmt.Errorf("CA bundle %s holds no certificate in PEM form", path)
 	}
 	return pool, nil
+}
+
+// tlsError words what is wrong with either side's certificate.
+func (d *dialer) tlsError(err error) *ConnectError {
+	if d.cfg.ClientCert != "" && refusedByTLS(err) {
+		return &ConnectError{Stage: stageTLS, FromHub: true, Err: fmt.Errorf("%w: %w", errCertRefused, err)}
+	}
+	return &ConnectError{Stage: stageTLS, Err: explainTLS(err, d.cfg.CABundle)}
 }
 
 // explainTLS adds what an operator can do about an untrusted certificate.

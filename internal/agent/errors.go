@@ -16,6 +16,7 @@ type stage string
 const (
 	stageToken   stage = "read token"
 	stageCA      stage = "read CA bundle"
+	stageCert    stage = "read client certificate"
 	stageDial    stage = "connect"
 	stageProxy   stage = "pass proxy"
 	stageTLS     stage = "TLS handshake"
@@ -83,13 +84,15 @@ func classify(err error) trouble {
 	var ce *ConnectError
 	if errors.As(err, &ce) && ce.FromHub {
 		switch {
+		case ce.Stage == stageTLS:
+			return troubleRefused
 		case ce.Status == http.StatusServiceUnavailable || ce.Status == http.StatusTooManyRequests:
 			return troubleBusy
 		case ce.Status >= 400 && ce.Status < 500:
 			return troubleRefused
 		}
 	}
-	if errors.As(err, &ce) && (ce.Stage == stageToken || ce.Stage == stageCA) {
+	if errors.As(err, &ce) && (ce.Stage == stageToken || ce.Stage == stageCA || ce.Stage == stageCert) {
 		return troubleRefused // a file will not come back within milliseconds
 	}
 	if errors.As(err, &ce) && ce.Stage == stageProxy && ce.Status >= 400 && ce.Status < 500 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -33,6 +34,7 @@ type Agent struct {
 	health     *healthPort // nil without HealthAddr
 	cut        chan struct{}
 	cutOnce    sync.Once
+	serving    sync.WaitGroup // links, also those that were handed over
 }
 
 // served is one connector with where it leads.
@@ -62,6 +64,7 @@ type linkState struct {
 	Carrier  string    `json:"carrier,omitempty"`
 	Hub      string    `json:"hub,omitempty"`
 	Since    time.Time `json:"since,omitzero"`
+	Expires  time.Time `json:"expires,omitzero"` // when its credential does; absent for never
 	Accepted []string  `json:"accepted,omitempty"`
 	Refused  []string  `json:"refused,omitempty"`
 }
@@ -137,6 +140,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.health.close()
 	}
 	wg.Wait()
+	a.serving.Wait()
 	a.sessions.wg.Wait()
 	return nil
 }
@@ -166,6 +170,10 @@ func (a *Agent) logStart() {
 		a.log.Warn("INSECURE: the hub is reached without TLS; the token and all traffic can be read and changed on the way",
 			zap.Stringer("hub", a.dialer.hub))
 	}
+	if info, err := os.Stat(a.cfg.ClientKey); a.cfg.ClientKey != "" && err == nil && openToAll(info) {
+		a.log.Warn("every user of this machine can read the client certificate's key; chmod 600 the file",
+			zap.String("client_key_file", a.cfg.ClientKey), zap.String("mode", info.Mode().Perm().String()))
+	}
 	a.log.Info("agent starts",
 		zap.String("software", a.cfg.Software), zap.String("go", runtime.Version()),
 		zap.Stringer("hub", a.dialer.hub), zap.String("agent", a.cfg.AgentID), zap.String("instance", a.instance),
@@ -193,47 +201,69 @@ func (a *Agent) keepLink(ctx, linkCtx context.Context, s *slot) {
 	}
 }
 
-// oneLink connects, serves the link until it ends, and tells how long it lived
-// (0: it never did) and why it ended.
+// oneLink connects, serves the link, and those that it is handed over to, until
+// the last one ends, and tells how long that was (0: it never began) and why it
+// ended.
 func (a *Agent) oneLink(ctx, linkCtx context.Context, s *slot) (time.Duration, error) {
 	l, err := a.dialer.connect(ctx, a.hello(s.n))
 	if err != nil {
 		return 0, err
 	}
-	link := tunnel.NewAgentLink(l.carrier, tunnel.Config{
-		PingInterval: a.cfg.PingInterval, PingTimeout: a.cfg.PingTimeout,
-		Window: firstWindow, Budget: a.budget,
-		OnOpen: a.openSession,
-		OnDrain: func(message string) {
-			a.log.Info("the hub drains this link: it opens no new sessions here", zap.Int("link", s.n), zap.String("message", oneLine(message)))
-		},
-		OnRTT: a.metrics.RTT,
-	})
 	start := time.Now()
-	if !a.sessions.unlessLeaving(func() { s.up(link, l) }) {
-		link.Close(wire.ReasonShutdown, "agent is stopping")
+	v := a.startLink(linkCtx, s, l)
+	if v == nil {
 		return 0, ctx.Err()
 	}
 	a.metrics.LinkUp(s.n, true)
 	a.noteUp(s, l)
-	err = link.Serve(linkCtx)
+	for {
+		next := a.tend(ctx, s, v)
+		if next == nil {
+			break
+		}
+		fresh := a.startLink(linkCtx, s, next)
+		if fresh == nil {
+			break // v's sessions end with the agent
+		}
+		old := v
+		a.serving.Go(func() { a.leave(old) })
+		v = fresh
+		a.log.Info("link goes on with a new credential", zap.Int("link", s.n), zap.Time("expires", next.expires))
+	}
+	<-v.done
 	s.down()
 	a.metrics.LinkUp(s.n, false)
-	return max(time.Since(start), 1), err
+	return max(time.Since(start), 1), v.err
 }
 
 func (a *Agent) hello(n int) wire.Hello {
 	return wire.Hello{
-		Version: wire.Version, AgentID: a.cfg.AgentID, Instance: a.instance, Link: n,
+		Version: wire.Version, Capabilities: []string{wire.CapReauth, wire.CapHandover},
+		AgentID: a.cfg.AgentID, Instance: a.instance, Link: n,
 		Connectors: a.cfg.Connectors, Window: firstWindow, Software: a.cfg.Software,
 	}
 }
 
-func (s *slot) up(link *tunnel.Link, l *login) {
+func (s *slot) up(v *liveLink) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.link = link
-	s.state = linkState{Up: true, Carrier: l.carrier.Name(), Hub: l.ack.Hub, Since: time.Now(), Accepted: l.ack.Accepted, Refused: l.ack.Refused}
+	l := v.login
+	s.link = v.Link
+	s.state = linkState{
+		Up: true, Carrier: l.carrier.Name(), Hub: l.ack.Hub, Since: v.start, Expires: l.expires,
+		Accepted: l.ack.Accepted, Refused: l.ack.Refused,
+	}
+}
+
+// renewed notes what the hub said about a new token. Lists that did not fit
+// into its answer stay as they are.
+func (s *slot) renewed(expires time.Time, ack wire.AuthAck) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state.Expires = expires
+	if len(ack.Accepted)+len(ack.Refused) > 0 {
+		s.state.Accepted, s.state.Refused = ack.Accepted, ack.Refused
+	}
 }
 
 func (s *slot) down() {
@@ -260,9 +290,14 @@ func (a *Agent) noteUp(s *slot, l *login) {
 	a.log.Info("link is up", zap.Int("link", s.n), zap.String("carrier", l.carrier.Name()),
 		zap.String("congestion_control", tunnel.CongestionControl(l.carrier)), zap.String("hub", l.ack.Hub),
 		zap.String("tls", l.tls), zap.String("proxy", l.proxy), zap.Strings("accepted", l.ack.Accepted))
-	if a.acks.changed(l.ack.Refused) {
-		a.log.Warn("the hub refuses connectors that this agent offers: its configuration does not name the agent for them",
-			zap.Strings("refused", l.ack.Refused), zap.String("hub", l.ack.Hub))
+	a.noteRefused(l.ack.Refused, l.ack.Hub)
+}
+
+// noteRefused logs the connectors that the hub does not let this agent serve.
+func (a *Agent) noteRefused(refused []string, hub string) {
+	if a.acks.changed(refused) {
+		a.log.Warn("the hub refuses connectors that this agent offers: its configuration does not name the agent for them, or the credential does not",
+			zap.Strings("refused", refused), zap.String("hub", hub))
 	}
 }
 
@@ -286,6 +321,9 @@ func (a *Agent) noteDown(s *slot, err error, kind trouble, wasUp bool, delay tim
 	case kind == troubleSuperseded:
 		a.log.Error("another agent process has logged in with this agent's id and token: "+
 			"stop one of them, or give each its own id", append(fields, zap.String("agent", a.cfg.AgentID))...)
+	case wasUp && linkReason(err) == wire.ReasonRevoked:
+		a.log.Error("the hub has ended the link because this agent's credential is no longer good there: "+
+			"renew the token or the certificate", fields...)
 	case kind == troubleRefused && stageOf(err) == stageProxy:
 		a.log.Error("the proxy cannot be used", fields...)
 	case kind == troubleRefused:

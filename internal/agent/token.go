@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -50,10 +51,9 @@ func (t *tokenSource) read() (string, error) {
 }
 
 // warnIfOpen speaks up once when any user of the machine can read the secret.
-// Windows has no such bits: Go reports them always set.
 func (t *tokenSource) warnIfOpen(f *os.File) {
 	info, err := f.Stat()
-	if err != nil || runtime.GOOS == "windows" || info.Mode().Perm()&0o004 == 0 {
+	if err != nil || !openToAll(info) {
 		return
 	}
 	t.open.Do(func() {
@@ -62,9 +62,20 @@ func (t *tokenSource) warnIfOpen(f *os.File) {
 	})
 }
 
-// CheckToken reports why the token file cannot be used now. It is no part of
-// New: a secret may be mounted later than the agent starts.
-func (c *Config) CheckToken() error {
-	_, err := (&tokenSource{path: c.TokenFile, log: zap.NewNop()}).read()
-	return err
+// openToAll reports whether any user can read a file. Windows has no such bits:
+// Go reports them always set.
+func openToAll(info os.FileInfo) bool {
+	return runtime.GOOS != "windows" && info.Mode().Perm()&0o004 != 0
+}
+
+// CheckCredential reports why the token file or the client certificate cannot
+// be used now. It is no part of New: a secret may be mounted later than the
+// agent starts.
+func (c *Config) CheckCredential() error {
+	var err error
+	if c.TokenFile != "" {
+		_, err = (&tokenSource{path: c.TokenFile, log: zap.NewNop()}).read()
+	}
+	_, certErr := readCert(c.ClientCert, c.ClientKey)
+	return errors.Join(err, certErr)
 }

@@ -26,17 +26,20 @@ const (
 
 // shakeHTTP asks the hub to turn the connection into a carrier. A nil answer
 // means that it did, and that br continues with the carrier's bytes.
+// An empty token is none: a client certificate says who we are.
 func (d *dialer) shakeHTTP(conn net.Conn, br *bufio.Reader, carrier, token string) *ConnectError {
 	req := &http.Request{
 		Method: http.MethodGet,
 		URL:    &url.URL{Opaque: d.hub.path},
 		Host:   d.hub.header,
 		Header: http.Header{
-			"User-Agent":    {d.cfg.Software},
-			"Connection":    {"Upgrade"},
-			"Authorization": {"Bearer " + token},
-			headerAgent:     {d.cfg.AgentID},
+			"User-Agent": {d.cfg.Software},
+			"Connection": {"Upgrade"},
+			headerAgent:  {d.cfg.AgentID},
 		},
+	}
+	if token != "" {
+		req.Header["Authorization"] = []string{"Bearer " + token}
 	}
 	var key string
 	if carrier == CarrierWebSocket {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -32,21 +34,25 @@ func newAgent(id string, stats *obs.Agent, memory int64) *agent {
 // link is one authenticated connection of an agent.
 type link struct {
 	*tunnel.Link
-	agent    *agent
-	hello    wire.Hello
-	identity Identity
-	remote   string
-	carrier  string
-	since    time.Time
-	retired  bool // a newer instance has logged in; guarded by Hub.mu
+	agent   *agent
+	hello   wire.Hello
+	remote  string
+	carrier string
+	since   time.Time
+	reauth  bool          // the credential can be renewed with AUTH
+	auth    chan []byte   // fresh credentials, from the link's reader; one place
+	changed chan struct{} // identity or handed was set by another link's login; one place
+
+	identity atomic.Pointer[Identity] // never nil; set under Hub.mu
+	handed   atomic.Bool              // handed over: close once the sessions are over; set under Hub.mu
+	retired  bool                     // no new sessions, a newer login has them; guarded by Hub.mu
 }
 
 // serves reports whether the link leads to the connector: the agent announced
 // it and its credential covers it. Whether the configuration names the agent
 // is the caller's to check: that may change while the link lives.
 func (l *link) serves(connector string) bool {
-	return slices.Contains(l.hello.Connectors, connector) &&
-		(l.identity.Connectors == nil || slices.Contains(l.identity.Connectors, connector))
+	return slices.Contains(l.hello.Connectors, connector) && l.identity.Load().covers(connector)
 }
 
 // ServeAgent runs an agent's link from HELLO to its end, on a carrier whose
@@ -77,7 +83,7 @@ func (h *Hub) ServeAgent(ctx context.Context, c tunnel.Carrier, id Identity, rem
 		log.Error("agent announces connectors that the configuration does not give it",
 			zap.Strings("refused", refused), zap.Strings("accepted", accepted))
 	}
-	if err := tunnel.Welcome(c, ack(cfg, accepted, refused)); err != nil {
+	if err := tunnel.Welcome(c, ack(cfg, l, accepted, refused)); err != nil {
 		return &tunnel.LinkError{Reason: wire.ReasonLinkLost, Err: err}
 	}
 	if err := h.register(l); err != nil {
@@ -86,10 +92,21 @@ func (h *Hub) ServeAgent(ctx context.Context, c tunnel.Carrier, id Identity, rem
 	}
 	log.Info("agent connected", zap.String("congestion_control", tunnel.CongestionControl(c)), zap.Int("link", hello.Link), zap.String("instance", hello.Instance),
 		zap.Strings("connectors", accepted), zap.String("software", hello.Software))
-	err = l.Serve(ctx)
-	h.unregister(l, err)
+	err = h.serve(ctx, l)
 	h.logger().Info("agent disconnected", zap.String("agent", id.AgentID), zap.Int("link", hello.Link),
 		zap.Duration("after", time.Since(l.since)), zap.Error(err))
+	return err
+}
+
+// serve runs the link and what looks after its credential, until the link ends.
+func (h *Hub) serve(ctx context.Context, l *link) error {
+	keep, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { h.keepCredential(keep, l) })
+	err := l.Serve(ctx)
+	h.unregister(l, err)
+	stop()
+	wg.Wait()
 	return err
 }
 
@@ -108,11 +125,21 @@ func (h *Hub) newLink(cfg *Config, c tunnel.Carrier, hello wire.Hello, id Identi
 	h.mu.Lock()
 	a := h.agentLocked(id.AgentID)
 	h.mu.Unlock()
-	tl := tunnel.NewHubLink(c, tunnel.Config{
+	l := &link{
+		agent: a, hello: hello, remote: remote, carrier: c.Name(), since: time.Now(),
+		reauth: cfg.Reauthenticate != nil && !id.Bound && slices.Contains(hello.Capabilities, wire.CapReauth),
+		auth:   make(chan []byte, 1), changed: make(chan struct{}, 1),
+	}
+	l.identity.Store(&id)
+	tc := tunnel.Config{
 		PingInterval: cfg.PingInterval, PingTimeout: cfg.PingTimeout,
 		Budget: a.budget, OnRTT: a.stats.RTT,
-	}, hello.Window)
-	return &link{Link: tl, agent: a, hello: hello, identity: id, remote: remote, carrier: c.Name(), since: time.Now()}
+	}
+	if l.reauth {
+		tc.OnAuth = h.takeAuth(l)
+	}
+	l.Link = tunnel.NewHubLink(c, tc, hello.Window)
+	return l
 }
 
 // split sorts the announced connectors by whether the agent may serve them.
@@ -120,7 +147,7 @@ func (h *Hub) split(cfg *Config, l *link) (accepted, refused []string) {
 	accepted = []string{}
 	for _, name := range l.hello.Connectors {
 		k := cfg.Connectors[name]
-		if k != nil && slices.Contains(k.Agents, l.identity.AgentID) && l.serves(name) {
+		if k != nil && slices.Contains(k.Agents, l.hello.AgentID) && l.serves(name) {
 			accepted = append(accepted, name)
 		} else {
 			refused = append(refused, name)
@@ -129,42 +156,49 @@ func (h *Hub) split(cfg *Config, l *link) (accepted, refused []string) {
 	return accepted, refused
 }
 
-func ack(cfg *Config, accepted, refused []string) wire.HelloAck {
+func ack(cfg *Config, l *link, accepted, refused []string) wire.HelloAck {
 	interval, timeout := cfg.PingInterval, cfg.PingTimeout
 	setDefault(&interval, tunnel.DefaultPing)
 	setDefault(&timeout, tunnel.DefaultPing)
 	return wire.HelloAck{
-		Version: wire.Version, Accepted: accepted, Refused: refused,
+		Version: wire.Version, Capabilities: l.capabilities(), Accepted: accepted, Refused: refused,
 		PingInterval: interval.Milliseconds(), PingTimeout: timeout.Milliseconds(),
-		MaxSessions: cfg.MaxSessions, Hub: cfg.ID,
+		MaxSessions: cfg.MaxSessions, Hub: cfg.ID, ExpiresIn: l.identity.Load().expiresIn(),
+	}
+}
+
+// lockIfValid locks Hub.mu if id is good under the configuration in force, which
+// then cannot change. A credential was checked some time ago, and Apply judges
+// only the links that it finds.
+func (h *Hub) lockIfValid(id *Identity) bool {
+	for {
+		cfg := h.config()
+		if cfg.StillValid != nil && !cfg.StillValid(*id) {
+			return false
+		}
+		h.mu.Lock()
+		if h.cfg == cfg {
+			return true
+		}
+		h.mu.Unlock()
 	}
 }
 
 // register makes the link eligible and lets it take the place of older ones:
-// of the same instance and slot at once, of another instance as soon as their
-// sessions are over.
-// The credential was checked before HELLO, which an agent may take its time
-// for: it is checked again by the configuration in force, because Apply judges
-// only the links that it finds.
+// of the same instance and slot at once, or with a handover as soon as their
+// sessions are over; of another instance likewise.
 func (h *Hub) register(l *link) *tunnel.LinkError {
-	for {
-		cfg := h.config()
-		if cfg.StillValid != nil && !cfg.StillValid(l.identity) {
-			return &tunnel.LinkError{Reason: wire.ReasonRevoked, Message: "credential is no longer valid"}
-		}
-		h.mu.Lock()
-		if h.cfg == cfg {
-			break
-		}
-		h.mu.Unlock()
+	if !h.lockIfValid(l.identity.Load()) {
+		return &tunnel.LinkError{Reason: wire.ReasonRevoked, Message: "credential is no longer valid"}
 	}
 	if h.drain != nil {
 		h.mu.Unlock()
 		return &tunnel.LinkError{Reason: wire.ReasonDraining, Message: "hub began to drain during the handshake"}
 	}
-	l.agent = h.agentLocked(l.identity.AgentID) // the one that the link was made for may have been forgotten
+	l.agent = h.agentLocked(l.agent.id) // the one that the link was made for may have been forgotten
 	a := l.agent
 	var replaced, older []*link
+	var handover handover
 	for _, o := range a.links {
 		switch {
 		case o.hello.Instance != l.hello.Instance:
@@ -172,7 +206,10 @@ func (h *Hub) register(l *link) *tunnel.LinkError {
 				o.retired = true
 				older = append(older, o)
 			}
-		case o.hello.Link == l.hello.Link:
+		case o.hello.Link != l.hello.Link:
+		case l.hello.Handover:
+			handover.takeLocked(h, o, l)
+		default:
 			o.retired = true
 			replaced = append(replaced, o)
 		}
@@ -189,12 +226,13 @@ func (h *Hub) register(l *link) *tunnel.LinkError {
 	a.links = append(a.links, l)
 	patience := h.cfg.DrainTimeout
 	h.mu.Unlock()
-	for _, o := range replaced {
+	for _, o := range append(replaced, handover.tooMany()...) {
 		go o.Close(wire.ReasonSuperseded, "the same agent instance logged in again")
 	}
 	for _, o := range older {
 		go o.retire(patience)
 	}
+	handover.finish(h, l)
 	return nil
 }
 
@@ -217,7 +255,7 @@ func (h *Hub) unregister(l *link, err error) {
 		a.since = time.Time{}
 	}
 	var le *tunnel.LinkError
-	if errors.As(err, &le) && le.Reason != wire.ReasonSuperseded {
+	if errors.As(err, &le) && le.Reason != wire.ReasonSuperseded && !l.retired {
 		a.ended[l.hello.Link] = le.Reason
 	}
 }
@@ -264,12 +302,12 @@ const sessionRate = 64 << 10
 // bestLink returns the agent's least loaded link that serves the connector, and
 // how many sessions the agent has in all.
 func (a *agent) bestLink(connector string) (best *link, load int) {
-	least := 0
+	least, now := 0, time.Now()
 	for _, l := range a.links {
 		n := l.NumSessions()
 		load += n
 		n += int(l.Rate() / sessionRate)
-		if l.retired || l.Draining() || l.Ended() || !l.serves(connector) {
+		if l.retired || l.Draining() || l.Ended() || l.identity.Load().expired(now) || !l.serves(connector) {
 			continue
 		}
 		if best == nil || n < least {

@@ -1,6 +1,8 @@
 package hub
 
 import (
+	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -18,6 +20,7 @@ const (
 	DefaultHandshakeTimeout = 10 * time.Second
 	DefaultQueueDepth       = 256 // frames: 4 MiB, which fills 500 Mbit/s at 40 ms with room to spare
 	DefaultConnectTimeout   = 3 * time.Second
+	DefaultAuthGrace        = 30 * time.Second
 )
 
 // Config is what the hub works by. It must not be changed after Apply.
@@ -46,7 +49,18 @@ type Config struct {
 	// StillValid reports whether a live link's credential is good under this
 	// configuration; nil means always.
 	StillValid func(Identity) bool
+	// Reauthenticate tells whose a bearer token is that came over the live link
+	// of agent; it answers [ErrUnavailable] when it cannot tell now. ctx bounds
+	// it. No error may hold a part of the token. nil means that links cannot
+	// renew their credential.
+	Reauthenticate func(ctx context.Context, agent, token string) (Identity, error)
+	// AuthGrace is how long sessions go on, on a link whose credential has
+	// expired; 0 means 30 s.
+	AuthGrace time.Duration
 }
+
+// ErrUnavailable is about a credential that cannot be judged now.
+var ErrUnavailable = errors.New("credentials cannot be judged now")
 
 // Connector is a named on-premise TCP service.
 type Connector struct {
@@ -89,6 +103,9 @@ type Identity struct {
 	// means no limit beyond the configuration's.
 	Connectors []string
 	Expires    time.Time // zero means never
+	// Bound means that the connection itself proves the credential, as with a
+	// client certificate: only a new link can carry a new one.
+	Bound bool
 }
 
 func (c *Config) setDefaults() {
@@ -98,6 +115,7 @@ func (c *Config) setDefaults() {
 	setDefault(&c.AgentMemory, DefaultAgentMemory)
 	setDefault(&c.DrainTimeout, DefaultDrainTimeout)
 	setDefault(&c.HandshakeTimeout, DefaultHandshakeTimeout)
+	setDefault(&c.AuthGrace, DefaultAuthGrace)
 	for _, k := range c.Connectors {
 		setDefault(&k.QueueDepth, DefaultQueueDepth)
 		setDefault(&k.ConnectTimeout, DefaultConnectTimeout)

@@ -203,9 +203,9 @@ func (h *Hub) judgeAgain(cfg *Config) {
 	h.mu.Unlock()
 
 	for _, l := range links {
-		if cfg.StillValid != nil && !cfg.StillValid(l.identity) {
+		if cfg.StillValid != nil && !cfg.StillValid(*l.identity.Load()) {
 			h.logger().Warn("agent's credential is no longer valid, closing its link",
-				zap.String("agent", l.identity.AgentID), zap.Int("link", l.hello.Link))
+				zap.String("agent", l.hello.AgentID), zap.Int("link", l.hello.Link))
 			go l.Close(wire.ReasonRevoked, "credential is no longer valid")
 		}
 	}

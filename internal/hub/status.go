@@ -40,6 +40,7 @@ type LinkStatus struct {
 	Software   string    `json:"software,omitempty"`
 	Connectors []string  `json:"connectors"` // as announced
 	Since      time.Time `json:"since"`
+	Expires    time.Time `json:"expires,omitzero"` // when its credential does; absent for never
 	RTT        float64   `json:"rtt_seconds"`
 	Sessions   int       `json:"sessions"`
 	Draining   bool      `json:"draining"`
@@ -99,7 +100,7 @@ func (h *Hub) Status() Status {
 			as.Links = append(as.Links, LinkStatus{
 				Link: l.hello.Link, Instance: l.hello.Instance, Remote: l.remote, Carrier: l.carrier,
 				Software: l.hello.Software, Connectors: l.hello.Connectors, Since: l.since,
-				RTT: l.RTT().Seconds(), Sessions: l.NumSessions(), Draining: l.Draining() || l.retired,
+				Expires: l.identity.Load().Expires, RTT: l.RTT().Seconds(), Sessions: l.NumSessions(), Draining: l.Draining() || l.retired,
 			})
 		}
 		slices.SortFunc(as.Links, func(x, y LinkStatus) int { return x.Link - y.Link })

@@ -13,6 +13,26 @@ import (
 type Agent struct {
 	rtt        prometheus.Observer
 	reconnects map[wire.Reason]prometheus.Counter // fixed keys: wire.LinkReasons
+	reauths    map[ReauthResult]prometheus.Counter
+}
+
+// ReauthResult tells what became of a credential that came over a live link.
+type ReauthResult string
+
+// The results, the values of the label.
+const (
+	ReauthAccepted ReauthResult = "accepted"
+	ReauthRefused  ReauthResult = "refused"
+	ReauthError    ReauthResult = "error"   // the hub could not tell
+	ReauthLimited  ReauthResult = "limited" // too many: not looked at
+)
+
+func reauthCounters(child func(ReauthResult) prometheus.Counter) map[ReauthResult]prometheus.Counter {
+	m := make(map[ReauthResult]prometheus.Counter)
+	for _, r := range []ReauthResult{ReauthAccepted, ReauthRefused, ReauthError, ReauthLimited} {
+		m[r] = child(r)
+	}
+	return m
 }
 
 func newAgent(f *hubFamilies, id string) *Agent {
@@ -20,8 +40,14 @@ func newAgent(f *hubFamilies, id string) *Agent {
 	a.reconnects = linkReasonCounters(func(r wire.Reason) prometheus.Counter {
 		return f.tunnelReconns.WithLabelValues(id, r.String())
 	})
+	a.reauths = reauthCounters(func(r ReauthResult) prometheus.Counter {
+		return f.tunnelReauths.WithLabelValues(id, string(r))
+	})
 	return a
 }
+
+// Reauth counts a credential that came over a live link.
+func (a *Agent) Reauth(r ReauthResult) { a.reauths[r].Inc() }
 
 // Reconnected counts a link that came back, by the reason its predecessor
 // ended for. A reason that ends sessions only counts as unknown.

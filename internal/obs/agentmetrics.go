@@ -17,6 +17,7 @@ type AgentMetrics struct {
 	vecs       []prometheus.Collector
 	rtt        prometheus.Observer
 	reconnects map[wire.Reason]prometheus.Counter // fixed keys: wire.LinkReasons
+	reauths    map[ReauthResult]prometheus.Counter
 
 	mu         sync.Mutex
 	connectors map[string]*AgentConnector // guarded by mu; never shrinks
@@ -31,6 +32,7 @@ type agentFamilies struct {
 	dial       *prometheus.HistogramVec
 	linkUp     *prometheus.GaugeVec
 	reconnects *prometheus.CounterVec
+	reauths    *prometheus.CounterVec
 	rtt        *prometheus.HistogramVec
 }
 
@@ -57,6 +59,8 @@ func NewAgentMetrics() *AgentMetrics {
 			"1 while this link to the hub is up, else 0.", "link"),
 		reconnects: f.counter("nowconnect_agent_reconnects_total",
 			"Links that ended and were dialed again, by the reason they ended.", "reason"),
+		reauths: f.counter("nowconnect_agent_reauth_total",
+			"Tokens sent over live links to renew them, by the hub's answer.", "result"),
 		rtt: f.histogram("nowconnect_agent_link_rtt_seconds",
 			"Round-trip times of pings to the hub.", rttBuckets),
 	}
@@ -64,6 +68,9 @@ func NewAgentMetrics() *AgentMetrics {
 	m.rtt = m.families.rtt.WithLabelValues()
 	m.reconnects = linkReasonCounters(func(r wire.Reason) prometheus.Counter {
 		return m.families.reconnects.WithLabelValues(r.String())
+	})
+	m.reauths = reauthCounters(func(r ReauthResult) prometheus.Counter {
+		return m.families.reauths.WithLabelValues(string(r))
 	})
 	return m
 }
@@ -94,6 +101,9 @@ func (m *AgentMetrics) LinkUp(i int, up bool) {
 
 // Reconnected counts a link that ended for r and is dialed again.
 func (m *AgentMetrics) Reconnected(r wire.Reason) { countLink(m.reconnects, r) }
+
+// Reauth counts the answer to a token that was sent over a live link.
+func (m *AgentMetrics) Reauth(r ReauthResult) { m.reauths[r].Inc() }
 
 // RTT records the round trip of one ping.
 func (m *AgentMetrics) RTT(d time.Duration) { m.rtt.Observe(d.Seconds()) }

@@ -45,6 +45,7 @@ type hubFamilies struct {
 	pdpSeconds    *prometheus.HistogramVec
 	tunnelRTT     *prometheus.HistogramVec
 	tunnelReconns *prometheus.CounterVec
+	tunnelReauths *prometheus.CounterVec
 }
 
 // New returns empty Metrics. It registers nothing anywhere.
@@ -89,6 +90,8 @@ func New(o Options) *Metrics {
 			"Round-trip times of pings to agents.", rttBuckets, "agent"),
 		tunnelReconns: f.counter("nowconnect_tunnel_reconnects_total",
 			"Links that ended and were to be replaced, by the reason they ended.", "agent", "reason"),
+		tunnelReauths: f.counter("nowconnect_tunnel_reauth_total",
+			"Credentials that agents sent over live links to renew them, by result.", "agent", "result"),
 	}
 	m.vecs = f.made
 	return m

@@ -66,7 +66,11 @@ var hubContract = map[string]family{
 	"nowconnect_tunnel_uptime_seconds":       {gauge, []string{"agent"}, nil},
 	"nowconnect_tunnel_rtt_seconds":          {histogram, []string{"agent"}, nil},
 	"nowconnect_tunnel_reconnects_total":     {counter, []string{"agent", "reason"}, map[string][]string{"reason": words(wire.LinkReasons())}},
+	"nowconnect_tunnel_reauth_total":         {counter, []string{"agent", "result"}, map[string][]string{"result": reauthResults()}},
 }
+
+// reauthResults makes a new slice: checkContract sorts it in place.
+func reauthResults() []string { return []string{"accepted", "refused", "error", "limited"} }
 
 var agentContract = map[string]family{
 	"nowconnect_agent_sessions_total":        {counter, []string{"connector"}, nil},
@@ -77,6 +81,7 @@ var agentContract = map[string]family{
 	"nowconnect_agent_dial_seconds":          {histogram, []string{"connector"}, nil},
 	"nowconnect_agent_link_up":               {gauge, []string{"link"}, map[string][]string{"link": {"0", "1"}}},
 	"nowconnect_agent_reconnects_total":      {counter, []string{"reason"}, map[string][]string{"reason": words(wire.LinkReasons())}},
+	"nowconnect_agent_reauth_total":          {counter, []string{"result"}, map[string][]string{"result": reauthResults()}},
 	"nowconnect_agent_link_rtt_seconds":      {histogram, nil, nil},
 }
 

@@ -90,6 +90,13 @@ type App struct {
 	// longer than this. Default: 30s.
 	DrainTimeout caddy.Duration `json:"drain_timeout,omitempty"`
 
+	// AuthGrace is how long sessions go on when the token or certificate of
+	// their agent's link has expired and was not renewed; new sessions are not
+	// placed on the link from the expiry on, and after the grace it ends. Longer
+	// forgives a provider or a timer that is late, and lets a credential that
+	// nobody renews work for longer. At most 1h. Default: 30s.
+	AuthGrace caddy.Duration `json:"auth_grace,omitempty"`
+
 	// MetricsRaw sets up the module `nowconnect.metrics`. Default: its own
 	// defaults; the metrics are always there.
 	MetricsRaw json.RawMessage `json:"metrics,omitempty"`
@@ -115,6 +122,9 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 
 // minAgentMemory lets a few sessions of an agent make progress at once.
 const minAgentMemory = 1 << 20
+
+// maxAuthGrace keeps an expired credential from being as good as a valid one.
+const maxAuthGrace = time.Hour
 
 // Provision loads the guests, builds the hub's configuration and takes a
 // reference to the hub. The hub learns of it only when the whole of Caddy has
@@ -168,10 +178,14 @@ func (a *App) checkLimits() error {
 		{"ping_timeout", a.PingTimeout},
 		{"handshake_timeout", a.HandshakeTimeout},
 		{"drain_timeout", a.DrainTimeout},
+		{"auth_grace", a.AuthGrace},
 	} {
 		if d.value < 0 {
 			return fmt.Errorf("%s is negative", d.name)
 		}
+	}
+	if g := time.Duration(a.AuthGrace); g > maxAuthGrace {
+		return fmt.Errorf("auth_grace is %v, at most %v", g, maxAuthGrace)
 	}
 	return nil
 }
@@ -190,6 +204,8 @@ func (a *App) buildConfig() error {
 		DrainTimeout:     time.Duration(a.DrainTimeout),
 		HandshakeTimeout: time.Duration(a.HandshakeTimeout),
 		StillValid:       stillValid(a.auth),
+		Reauthenticate:   a.reauthenticate,
+		AuthGrace:        time.Duration(a.AuthGrace),
 	}
 	for name, c := range a.Connectors {
 		hc, err := c.build(name, a.pdp)

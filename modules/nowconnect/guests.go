@@ -25,7 +25,10 @@ import (
 // and after Cleanup.
 type AgentAuthenticator interface {
 	// Authenticate returns who sent r. It answers [ErrNoCredential] when r has
-	// nothing for it to judge. No error may contain a secret.
+	// nothing for it to judge, and an error that is [ErrBadCredential] when that
+	// is not good; other errors mean that it cannot tell now. No error may
+	// contain a secret. A token that renews a live link's credential comes in a
+	// request that has the headers Authorization and [HeaderAgent] alone.
 	Authenticate(r *http.Request) (hub.Identity, error)
 	// StillValid reports whether an identity, which may come from an earlier
 	// configuration or from another authenticator, holds under this one.

@@ -149,7 +149,7 @@ func (m *MTLS) judge(leaf *x509.Certificate, now time.Time) (hub.Identity, error
 	case 0:
 		return hub.Identity{}, refuse("none of its names is an agent's")
 	case 1:
-		return hub.Identity{AgentID: ids[0], Method: method, Credential: sha256.Sum256(leaf.Raw), Expires: leaf.NotAfter}, nil
+		return hub.Identity{AgentID: ids[0], Method: method, Credential: sha256.Sum256(leaf.Raw), Expires: leaf.NotAfter, Bound: true}, nil
 	}
 	return hub.Identity{}, refuse("its names are those of several agents: %.200q", ids)
 }
