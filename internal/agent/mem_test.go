@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -25,12 +26,19 @@ type memHub struct {
 	links  chan *memLink
 	down   atomic.Bool // refuses connections
 	target func(net.Conn)
+
+	// welcome, when set, changes the answer to a HELLO; auth, when set, receives
+	// AUTH frames.
+	welcome func(wire.Hello, *wire.HelloAck)
+	auth    func(*memLink, string)
 }
 
 type memLink struct {
 	link    *tunnel.Link
 	carrier tunnel.Carrier
 	hang    *atomic.Bool // swallow all that arrives
+	hello   wire.Hello
+	token   string // of the request that it began with
 }
 
 func newMemHub(t *testing.T) *memHub {
@@ -85,7 +93,8 @@ func (r *hangingReader) Read(p []byte) (int, error) {
 func (h *memHub) serve(conn net.Conn) {
 	defer conn.Close()
 	br := bufio.NewReader(conn)
-	if _, err := http.ReadRequest(br); err != nil {
+	req, err := http.ReadRequest(br)
+	if err != nil {
 		return
 	}
 	_, _ = io.WriteString(conn, "HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: nowconnect\r\nNowconnect-Version: 1\r\n\r\n")
@@ -95,13 +104,22 @@ func (h *memHub) serve(conn net.Conn) {
 	if err != nil {
 		return
 	}
-	if tunnel.Welcome(c, wire.HelloAck{Version: 1, Hub: "mem", Accepted: hello.Connectors}) != nil {
+	ack := wire.HelloAck{Version: 1, Hub: "mem", Accepted: hello.Connectors}
+	if h.welcome != nil {
+		h.welcome(hello, &ack)
+	}
+	if tunnel.Welcome(c, ack) != nil {
 		return
 	}
+	l := &memLink{carrier: c, hang: hang, hello: hello, token: strings.TrimPrefix(req.Header.Get("Authorization"), "Bearer ")}
 	// Its own pings would end a link that hangs.
-	link := tunnel.NewHubLink(c, tunnel.Config{PingInterval: 24 * time.Hour, PingTimeout: 24 * time.Hour}, hello.Window)
-	h.links <- &memLink{link, c, hang}
-	_ = link.Serve(context.Background())
+	cfg := tunnel.Config{PingInterval: 24 * time.Hour, PingTimeout: 24 * time.Hour}
+	if h.auth != nil {
+		cfg.OnAuth = func(token []byte) { h.auth(l, string(token)) }
+	}
+	l.link = tunnel.NewHubLink(c, cfg, hello.Window)
+	h.links <- l
+	_ = l.link.Serve(context.Background())
 }
 
 func (h *memHub) nextLink(t *testing.T) *memLink {

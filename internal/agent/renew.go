@@ -209,6 +209,7 @@ func (t *tender) lookAtCert(ctx context.Context, now time.Time) *login {
 	}
 	h := t.a.hello(t.s.n)
 	h.Handover = true
+	t.v.handing = true
 	next, err := t.a.dialer.connect(ctx, h)
 	if err == nil {
 		return next
@@ -268,6 +269,17 @@ type liveLink struct {
 	acks  chan wire.AuthAck // one place: there is one AUTH at a time
 	done  chan struct{}     // closed when the link is over
 	err   error             // why; set before done is closed
+
+	handing bool // a handover was tried; owned by the link's loop
+}
+
+// whyEnded returns err, unless the hub gave the link's place to one that did
+// not come up here: no other process is to blame for that.
+func (v *liveLink) whyEnded() error {
+	if v.handing && linkReason(v.err) == wire.ReasonSuperseded {
+		return &tunnel.LinkError{Reason: wire.ReasonLinkLost, Message: "it was handed over to a link that did not come up"}
+	}
+	return v.err
 }
 
 // startLink puts a login to work as the slot's link. It returns nil, and ends

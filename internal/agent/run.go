@@ -233,7 +233,7 @@ func (a *Agent) oneLink(ctx, linkCtx context.Context, s *slot) (time.Duration, e
 	<-v.done
 	s.down()
 	a.metrics.LinkUp(s.n, false)
-	return max(time.Since(start), 1), v.err
+	return max(time.Since(start), 1), v.whyEnded()
 }
 
 func (a *Agent) hello(n int) wire.Hello {
