@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -25,42 +26,72 @@ import (
 	"github.com/nowconnect/nowconnect/modules/nowconnect"
 )
 
-// provider is an identity provider with one key, which can go down.
+// provider is an identity provider, which can go down.
 type provider struct {
-	url  string
-	key  jose.JSONWebKey
-	down atomic.Bool
+	url       string
+	key       jose.JSONWebKey // that it signs with
+	down      atomic.Bool
+	published atomic.Pointer[jose.JSONWebKeySet]
 }
 
-func newProvider(t *testing.T) *provider {
+func newKey(t *testing.T, kid string) jose.JSONWebKey {
 	t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &provider{key: jose.JSONWebKey{Key: k, KeyID: "k1"}}
+	return jose.JSONWebKey{Key: k, KeyID: kid}
+}
+
+func newProvider(t *testing.T) *provider {
+	t.Helper()
+	p := &provider{key: newKey(t, "k1")}
+	p.publish(p.key)
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		if p.down.Load() {
 			http.Error(w, "down", http.StatusServiceUnavailable)
 			return
 		}
-		json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{p.key.Public()}})
+		json.NewEncoder(w).Encode(p.published.Load())
 	}))
 	t.Cleanup(s.Close)
 	p.url = s.URL + "/jwks.json"
 	return p
 }
 
+// publish makes these the key set.
+func (p *provider) publish(keys ...jose.JSONWebKey) {
+	set := new(jose.JSONWebKeySet)
+	for _, k := range keys {
+		set.Keys = append(set.Keys, k.Public())
+	}
+	p.published.Store(set)
+}
+
 func (p *provider) token(t *testing.T, connectors ...string) string {
 	t.Helper()
-	s, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: p.key}, nil)
+	return p.sign(t, time.Hour, map[string]any{"connectors": connectors})
+}
+
+// sign makes a token for connector echo that is good for so long, with changed
+// claims.
+func (p *provider) sign(t *testing.T, life time.Duration, edits map[string]any) string {
+	t.Helper()
+	claims := map[string]any{
+		"iss": "https://idp.example.com", "aud": "nowconnect", "agent_id": "premise-1",
+		"exp": time.Now().Add(life).Unix(), "connectors": []string{"echo"},
+	}
+	maps.Copy(claims, edits)
+	payload, err := json.Marshal(claims)
 	if err != nil {
 		t.Fatal(err)
 	}
-	payload, err := json.Marshal(map[string]any{
-		"iss": "https://idp.example.com", "aud": "nowconnect", "agent_id": "premise-1",
-		"exp": time.Now().Add(time.Hour).Unix(), "connectors": connectors,
-	})
+	return signWith(t, jose.SigningKey{Algorithm: jose.ES256, Key: p.key}, payload)
+}
+
+func signWith(t *testing.T, key jose.SigningKey, payload []byte) string {
+	t.Helper()
+	s, err := jose.NewSigner(key, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
