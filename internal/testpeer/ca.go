@@ -62,11 +62,18 @@ func NewCA(tb testing.TB) *CA {
 // first of which is also its common name. It is valid for an hour.
 func (ca *CA) Issue(tb testing.TB, names ...string) *Cert {
 	tb.Helper()
+	return ca.IssueFor(tb, time.Hour, names...)
+}
+
+// IssueFor does the same for a certificate that is valid for another time.
+func (ca *CA) IssueFor(tb testing.TB, life time.Duration, names ...string) *Cert {
+	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	tmpl := template(tb, names[0])
+	tmpl.NotAfter = time.Now().Add(life)
 	tmpl.KeyUsage = x509.KeyUsageDigitalSignature
 	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	for _, n := range names {

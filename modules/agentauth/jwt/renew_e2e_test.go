@@ -171,7 +171,7 @@ func transfer(c *net.TCPConn, seed uint64, stop chan struct{}) error {
 func TestTokenThatNobodyRenews(t *testing.T) {
 	h, p := hubtest.New(t), newProvider(t)
 	h.Load(shortLived(h, p, "2s"))
-	replace(t, h, p.sign(t, 3*time.Second, nil))
+	replace(t, h, p.sign(t, 5*time.Second, nil))
 	h.Agent(nil)
 	session := h.Dial()
 	hubtest.RoundTrip(t, session, "hello")

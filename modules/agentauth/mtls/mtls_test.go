@@ -191,7 +191,7 @@ func TestAuthenticate(t *testing.T) {
 			continue
 		}
 		leaf := must(x509.ParseCertificate(cert.Certificate[0]))
-		want := hub.Identity{AgentID: c.want, Method: "mtls", Credential: sha256.Sum256(leaf.Raw), Expires: leaf.NotAfter}
+		want := hub.Identity{AgentID: c.want, Method: "mtls", Credential: sha256.Sum256(leaf.Raw), Expires: leaf.NotAfter, Bound: true}
 		if !reflect.DeepEqual(id, want) || !m.StillValid(id) {
 			t.Errorf("%s: %+v, want %+v", name, id, want)
 		}
