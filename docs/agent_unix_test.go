@@ -45,7 +45,7 @@ func TestForeignAgent(t *testing.T) {
 		"unmapped":  "", // known to the hub alone
 	}
 	addrs, agentEndpoint, hub := startHub(t, targets)
-	args := []string{"examples/agent.py", "http://" + agentEndpoint + "/tunnel", "premise-1", filepath.Join(hub.dir, "token")}
+	args := []string{"examples/agent.py", "http://" + agentEndpoint + "/tunnel", "premise-1", filepath.Join(hub.dir, "agent-token")}
 	for name, addr := range targets {
 		if addr != "" {
 			args = append(args, name+"="+addr)
@@ -106,6 +106,21 @@ func TestForeignAgent(t *testing.T) {
 			}
 		})
 	}
+	t.Run("renewal", func(t *testing.T) {
+		c := dial(t, addrs["echo"])
+		for token, answer := range map[string]string{"no-token-of-this-hub": "token renewed: refused ", secondToken: "token renewed: ok "} {
+			if err := os.WriteFile(filepath.Join(hub.dir, "agent-token"), []byte(token), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			await(t, agent, answer)
+		}
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Errorf("a session did not outlive the renewal: %v", err)
+		}
+	})
 	hub.Signal(syscall.SIGTERM)
 	await(t, agent, "link is closed: reason 14 ")
 	if code := agent.Wait(10 * time.Second); code != 0 {
@@ -118,6 +133,8 @@ func TestForeignAgent(t *testing.T) {
 	}
 }
 
+const firstToken, secondToken = "a-token-for-this-test-alone", "another-one-for-this-test"
+
 type hubProcess struct {
 	*testpeer.Process
 	dir string
@@ -128,8 +145,10 @@ type hubProcess struct {
 func startHub(t *testing.T, connectors map[string]string) (clients map[string]string, agents string, hub hubProcess) {
 	t.Helper()
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "token"), []byte("a-token-for-this-test-alone\n"), 0o600); err != nil {
-		t.Fatal(err)
+	for name, token := range map[string]string{"token": firstToken, "second": secondToken, "agent-token": firstToken} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(token+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	clients, agents = map[string]string{}, testpeer.FreeAddr(t)
 	var conns, routes strings.Builder
@@ -144,7 +163,7 @@ func startHub(t *testing.T, connectors map[string]string) (clients map[string]st
 	storage file_system "%[1]s/storage"
 	nowconnect {
 		agent_auth token {
-			agent premise-1 "{file.%[1]s/token}"
+			agent premise-1 "{file.%[1]s/token}" "{file.%[1]s/second}"
 		}
 %[2]s		pdp allow_all
 		drain_timeout 2s

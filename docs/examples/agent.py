@@ -9,7 +9,7 @@ real hub. It is no agent to use: one link, native carrier, no proxy.
 import json, queue, secrets, socket, ssl, struct, sys, threading, time
 from urllib.parse import urlsplit
 
-HELLO, HELLO_ACK, OPEN, OPENED, DATA, FIN, RST, CREDIT, PING, PONG, DRAIN, CLOSE = range(1, 13)
+HELLO, HELLO_ACK, OPEN, OPENED, DATA, FIN, RST, CREDIT, PING, PONG, DRAIN, CLOSE, AUTH, AUTH_ACK = range(1, 15)
 RST_REASON, DENIED, CONNECT_FAILED, DRAINING, OVERFLOW = 2, 4, 6, 9, 11
 MAX_PAYLOAD, MAX_HELLO, WINDOW = 16376, 65536, 65536
 
@@ -43,7 +43,7 @@ class Link:
 
     def handshake(self, agent):
         self.send(HELLO, 0, json.dumps({
-            "version": 1, "agent_id": agent, "instance": secrets.token_hex(8), "link": 0,
+            "version": 1, "capabilities": ["reauth"], "agent_id": agent, "instance": secrets.token_hex(8), "link": 0,
             "connectors": list(self.targets), "window": WINDOW, "software": "agent.py"}).encode())
         kind, _, payload = self.receive(MAX_HELLO)
         if kind == CLOSE:
@@ -51,7 +51,19 @@ class Link:
         ack = json.loads(payload)
         if kind != HELLO_ACK or ack["version"] != 1:
             raise ValueError("no HELLO_ACK")
+        self.reauth = "reauth" in ack.get("capabilities", [])
         print("link is up, accepted:", *ack["accepted"], flush=True)
+
+    # §4, renewing the credential: what the file holds once it changes.
+    def watch(self, token_file, token):
+        self.answered = threading.Semaphore()  # one AUTH at a time
+        while self.reauth:
+            time.sleep(1)
+            fresh = open(token_file).read().strip()
+            if fresh and fresh != token:
+                self.answered.acquire()
+                token = fresh
+                self.send(AUTH, 0, token.encode())
 
     def serve(self):
         while True:
@@ -64,6 +76,10 @@ class Link:
             elif kind == OPEN:
                 self.newest = cid
                 self.sessions[cid] = Session(self, cid, json.loads(payload))
+            elif kind == AUTH_ACK:
+                ack = json.loads(payload)
+                print("token renewed:", ack.get("error", "ok"), ack.get("message", ""), flush=True)
+                self.answered.release()
             elif kind == DRAIN or kind == PONG or kind & 0x80:
                 pass
             elif kind not in (DATA, FIN, RST, CREDIT):
@@ -208,9 +224,11 @@ def main():
         name, address = t.split("=", 1)
         host, port = address.rsplit(":", 1)
         table[name] = (host, int(port))
-    sock, rest = connect(url, agent, open(token_file).read().strip())
+    token = open(token_file).read().strip()
+    sock, rest = connect(url, agent, token)
     link = Link(sock, rest, table)
     link.handshake(agent)
+    threading.Thread(target=link.watch, args=(token_file, token), daemon=True).start()
     reason, text = link.serve()
     print(f"link is closed: reason {reason} {text}", flush=True)
 
