@@ -49,7 +49,7 @@ type sender struct {
 	join []byte        // owned by whoever holds busy: small buffers side by side
 	out  []*frames     // owned by whoever holds busy: session data being written
 
-	mu      sync.Mutex // guards all below, and Session.credit, .queued, .ended, .room
+	mu      sync.Mutex // guards all below, and Session.credit, .queued, .ended, .writing, .room
 	busy    bool       // somebody is writing to the carrier
 	control []byte     // frames that go before all session data
 	small   []*frames  // buffers of at most coalesceBytes
@@ -188,8 +188,15 @@ func (w *sender) write() error {
 // With gather it first lets every other goroutine that could run add what it
 // has: many small frames then leave in one write instead of one each. On an
 // idle machine that costs some 100 ns.
-func (w *sender) combineLocked(gather bool) error {
+//
+// s, when not nil, is the session whose goroutine this is: while it writes it
+// cannot see that its session has ended.
+func (w *sender) combineLocked(s *Session, gather bool) error {
 	w.busy = true
+	if s != nil {
+		s.writing = true
+		defer func() { s.writing = false }()
+	}
 	if gather {
 		w.mu.Unlock()
 		runtime.Gosched()
@@ -281,7 +288,7 @@ func (w *sender) data(f *frames) error {
 	if w.busy {
 		return nil
 	}
-	return w.combineLocked(small)
+	return w.combineLocked(s, small)
 }
 
 // awaitFlushed waits until the session's queued buffer has been taken, so that
@@ -309,7 +316,10 @@ const (
 )
 
 // frame queues control bytes appended by add.
-func (w *sender) frame(u urgency, add func([]byte) []byte) error {
+func (w *sender) frame(u urgency, add func([]byte) []byte) error { return w.frameOf(nil, u, add) }
+
+// frameOf does it in the goroutine of session s, if s is not nil.
+func (w *sender) frameOf(s *Session, u urgency, add func([]byte) []byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.dead != nil {
@@ -324,7 +334,7 @@ func (w *sender) frame(u urgency, add func([]byte) []byte) error {
 	switch {
 	case w.busy || u == lazily:
 	case u == atOnce:
-		return w.combineLocked(true)
+		return w.combineLocked(s, true)
 	default:
 		w.busy = true
 		w.kick()
@@ -332,12 +342,12 @@ func (w *sender) frame(u urgency, add func([]byte) []byte) error {
 	return nil
 }
 
-// flush sends what was queued lazily.
-func (w *sender) flush() {
+// flush sends what was queued lazily, in the goroutine of session s.
+func (w *sender) flush(s *Session) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.busy && w.dead == nil && w.pendingLocked() {
-		_ = w.combineLocked(true) // the link ends by it
+		_ = w.combineLocked(s, true) // the link ends by it
 	}
 }
 
@@ -405,12 +415,14 @@ func (w *sender) awaitCredit(s *Session) int {
 	}
 }
 
-// end makes the session's sending calls return.
-func (w *sender) end(s *Session) {
+// end makes the session's sending calls return, except one that is writing to
+// the carrier, which nothing can call back: it reports whether there is one.
+func (w *sender) end(s *Session) (writing bool) {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	s.ended = true
 	s.room.Broadcast()
-	w.mu.Unlock()
+	return s.writing
 }
 
 // activity returns how many bytes of session data were sent so far.

@@ -88,6 +88,7 @@ type Session struct {
 	queued  bool      // a buffer of ours waits in the sender
 	waiting bool      // in sender.waiting
 	ended   bool      // stop sending
+	writing bool      // our goroutine is writing to the carrier
 	room    sync.Cond // one of the above changed
 
 	sent       atomic.Int64
@@ -95,20 +96,21 @@ type Session struct {
 	backlog    atomic.Int64 // bytes received and not yet taken by the local socket
 	lastActive atomic.Int64 // nanoseconds since began; kept only with an idle timeout
 
-	mu       sync.Mutex // guards all below
-	ep       *Endpoint  // nil until attached
-	raw      *rawSocket // not nil when ep.Conn is a plain socket
-	below    *rawSocket // the socket below a wrapped Conn; nil when unknown
-	timer    *time.Timer
-	q        queue
-	draining bool           // the drain goroutine owns writing to the local side
-	drains   sync.WaitGroup // the drain goroutine
-	opened   bool
-	finSent  bool // we sent FIN
-	finGot   bool // the peer sent FIN
-	finDone  bool // and the local side has it
-	over     bool
-	result   Result
+	mu        sync.Mutex // guards all below
+	ep        *Endpoint  // nil until attached
+	raw       *rawSocket // not nil when ep.Conn is a plain socket
+	below     *rawSocket // the socket below a wrapped Conn; nil when unknown
+	timer     *time.Timer
+	q         queue
+	draining  bool           // the drain goroutine owns writing to the local side
+	drains    sync.WaitGroup // the drain goroutine
+	concluded sync.Once      // the local side is closed
+	opened    bool
+	finSent   bool // we sent FIN
+	finGot    bool // the peer sent FIN
+	finDone   bool // and the local side has it
+	over      bool
+	result    Result
 
 	window     int64 // credit outstanding plus bytes queued plus unacked: the bound of the queue
 	maxWindow  int64
@@ -161,14 +163,23 @@ func (s *Session) Run(ep Endpoint) Result {
 		s.awaitEnd()
 	}
 	<-s.done
-	s.drains.Wait()
-	_ = ep.Conn.SetDeadline(time.Time{})
-	ep.Close(s.result.Reason)
+	s.conclude(&ep)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	res := s.result
 	res.Sent, res.Received, res.Opened = s.sent.Load(), s.received.Load(), s.opened
 	return res
+}
+
+// conclude closes the local side, once; later calls wait for it. The session is
+// over. Run does it, unless its goroutine is stuck in a write to the link that
+// may last until the link dies: the local side need not wait for that.
+func (s *Session) conclude(ep *Endpoint) {
+	s.concluded.Do(func() {
+		s.drains.Wait()
+		_ = ep.Conn.SetDeadline(time.Time{})
+		ep.Close(s.result.Reason)
+	})
 }
 
 // Accept tells the hub that the target has accepted and then does what Run
@@ -230,13 +241,16 @@ func (s *Session) finish(r Result) bool {
 		timer.Stop()
 	}
 	s.link.forget(s)
-	s.link.out.end(s)
+	writing := s.link.out.end(s)
 	s.link.cfg.Budget.release(reserved)
 	s.link.cfg.Budget.shrink(grown)
 	close(s.done)
 	if ep != nil {
 		// Wakes the reading goroutine and a drain that waits.
 		_ = ep.Conn.SetDeadline(aLongTimeAgo)
+		if writing {
+			go s.conclude(ep) // Run waits for it
+		}
 	}
 	return true
 }

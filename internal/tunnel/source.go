@@ -20,7 +20,7 @@ func (s *Session) source(ep *Endpoint) (eof bool) {
 		return false
 	}
 	if s.raw == nil || !s.raw.readable() {
-		s.link.out.flush() // OPEN or OPENED has no bytes to leave with
+		s.link.out.flush(s) // OPEN or OPENED has no bytes to leave with
 	}
 	level := 0
 	for {
@@ -123,7 +123,7 @@ func (s *Session) sendFin() bool {
 	both := s.finDone
 	s.mu.Unlock()
 	s.obs().FinSent()
-	_ = s.link.out.frame(atOnce, func(b []byte) []byte {
+	_ = s.link.out.frameOf(s, atOnce, func(b []byte) []byte {
 		return wire.AppendHeader(b, wire.Header{Type: wire.TypeFin, CID: s.cid})
 	}) // a dead link has ended the session already
 	if both {
