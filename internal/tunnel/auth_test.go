@@ -63,3 +63,32 @@ func TestAuthAnswersFitIntoAFrame(t *testing.T) {
 		}
 	}
 }
+
+// TestAuthFromTheWrongSide: only hubs answer AUTH, only agents send it, and an
+// answer is what the table says.
+func TestAuthFromTheWrongSide(t *testing.T) {
+	ack := func(s string) []byte { return wire.AppendFrame(nil, wire.TypeAuthAck, 0, []byte(s)) }
+	for name, c := range map[string]struct {
+		hub  bool // who gets the frame
+		send []byte
+	}{
+		"answer to a hub":   {true, ack("{}")},
+		"AUTH to an agent":  {false, wire.AppendFrame(nil, wire.TypeAuth, 0, []byte("token"))},
+		"answer is no JSON": {false, ack("yes")},
+		"negative time":     {false, ack(`{"expires_in_ms":-1}`)},
+		"bad name":          {false, ack(`{"accepted":["../x"]}`)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ours, theirs := tcpPair(t)
+			cfg := Config{OnAuth: func([]byte) { t.Error("taken") }, OnAuthAck: func(wire.AuthAck) { t.Error("taken") }}
+			l := NewAgentLink(NewNative(ours, nil, nil), cfg)
+			if c.hub {
+				l = NewHubLink(NewNative(ours, nil, nil), cfg, DefaultWindow)
+			}
+			theirs.Write(c.send)
+			if r := linkReason(t, l.Serve(t.Context())); r != wire.ReasonProtocol {
+				t.Errorf("the link ends with %v", r)
+			}
+		})
+	}
+}

@@ -31,12 +31,15 @@ func FuzzLink(f *testing.F) {
 	f.Add(false, append(append(open, data...), wire.AppendReason(nil, 1, wire.ReasonRst, "x")...))
 	f.Add(false, wire.AppendPing(wire.AppendCredit(nil, 1, 1<<31), wire.TypePing, 1))
 	f.Add(true, wire.AppendReason(nil, 0, wire.ReasonShutdown, "bye"))
+	f.Add(true, wire.AppendFrame(nil, wire.TypeAuth, 0, []byte("token")))
+	f.Add(false, wire.AppendFrame(nil, wire.TypeAuthAck, 0, []byte(`{"error":"limit","retry_after_ms":2000}`)))
 	f.Fuzz(func(t *testing.T, hub bool, in []byte) {
 		budget := NewBudget(1 << 20)
 		cfg := Config{Budget: budget, PingInterval: time.Hour, PingTimeout: time.Hour}
 		c := script{bytes.NewReader(in)}
 		var l *Link
 		if hub {
+			cfg.OnAuth = func(p []byte) { _ = l.AnswerAuth(wire.AuthAck{Error: wire.AuthRefused, Message: string(p)}) }
 			l = NewHubLink(c, cfg, DefaultWindow)
 			for range 3 {
 				if _, err := l.Open(wire.Open{Connector: "c"}, SessionConfig{}); err != nil {
