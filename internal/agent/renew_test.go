@@ -251,8 +251,13 @@ func TestLateRenewalIsTold(t *testing.T) {
 // the file then holds.
 func TestRevokedLinkIsExplained(t *testing.T) {
 	renewing(t, time.Minute, acceptFor(time.Minute), func(t *testing.T, h *renewHub, run *running, l *memLink) {
+		if !run.Ready() {
+			t.Error("not ready")
+		}
 		time.Sleep(time.Minute)
-		h.auth = nil
+		if run.Ready() {
+			t.Error("ready with a credential that has expired: the hub places nothing here")
+		}
 		l.link.Close(wire.ReasonRevoked, "the credential expired")
 		synctest.Wait()
 		e := run.logs.FilterMessageSnippet("this agent's credential is no longer good").All()

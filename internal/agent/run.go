@@ -149,13 +149,14 @@ func (a *Agent) Run(ctx context.Context) error {
 func (a *Agent) Cut() { a.cutOnce.Do(func() { close(a.cut) }) }
 
 // Ready reports whether at least one link is up whose hub lets this agent
-// serve something, and the agent is not leaving.
+// serve something and whose credential has not expired, and the agent is not
+// leaving.
 func (a *Agent) Ready() bool {
 	if a.sessions.isLeaving() {
 		return false
 	}
 	for _, s := range a.links {
-		if st := s.current(); st.Up && len(st.Accepted) > 0 {
+		if st := s.current(); st.Up && len(st.Accepted) > 0 && (st.Expires.IsZero() || time.Now().Before(st.Expires)) {
 			return true
 		}
 	}

@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -56,7 +57,7 @@ func (h *Hub) takeAuth(l *link) func(token []byte) {
 		now := time.Now()
 		if allow.take(now) {
 			select {
-			case l.auth <- token:
+			case l.auth <- bytes.Clone(token):
 				return
 			default:
 			}

@@ -46,8 +46,8 @@ type Config struct {
 	// OnRTT is called with each measured round trip time. It must not block.
 	OnRTT func(time.Duration)
 	// OnAuth, on the hub, receives a fresh credential for the link, which is
-	// the callee's to keep. It must not block; AnswerAuth answers. nil ends the
-	// link for such a frame.
+	// valid only during the call. It must not block; AnswerAuth answers. nil
+	// ends the link for such a frame.
 	OnAuth func(credential []byte)
 	// OnAuthAck, on the agent, receives the answer to SendAuth. It must not
 	// block. nil ignores it.

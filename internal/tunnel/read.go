@@ -172,7 +172,7 @@ func (l *Link) linkFrame(t wire.Type, p []byte) *LinkError {
 		if !l.hub || l.cfg.OnAuth == nil {
 			return l.protocol(fmt.Errorf("%v: %w", t, wire.ErrUnexpected))
 		}
-		l.cfg.OnAuth(append([]byte(nil), p...))
+		l.cfg.OnAuth(p)
 	case wire.TypeAuthAck:
 		if l.hub {
 			return l.protocol(fmt.Errorf("%v: %w", t, wire.ErrUnexpected))
