@@ -94,6 +94,13 @@ func TestSessionsDoNotNoticeThatTokensRotate(t *testing.T) {
 		time.Sleep(time.Until(before.Expires)) // past the first token's life
 	}
 	hubtest.RoundTrip(t, h.Dial(), "a new session")
+	// A reload judges the link by the newest token, not by the one of its login.
+	h.Load(strings.Replace(shortLived(h, p, "30s"), "pdp allow_all", "max_sessions 100\n\t\tpdp allow_all", 1))
+	time.Sleep(200 * time.Millisecond) // it judges in the background
+	hubtest.RoundTrip(t, h.Dial(), "after a reload")
+	if l := theLink(t); !l.Since.Equal(before.Since) {
+		t.Error("the reload cost the link")
+	}
 	for _, err := range done() {
 		t.Error(err)
 	}

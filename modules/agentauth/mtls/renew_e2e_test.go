@@ -68,7 +68,8 @@ func eligible() []hub.LinkStatus {
 func TestSessionsOutliveClientCertificates(t *testing.T) {
 	ca := testpeer.NewCA(t)
 	h := hubtest.New(t)
-	h.Load(caddyfile(h, "template dns:*.agents.example", requireAndVerify+ca.File+`"`, ca.Issue(t, "localhost")))
+	config := caddyfile(h, "template dns:*.agents.example", requireAndVerify+ca.File+`"`, ca.Issue(t, "localhost"))
+	h.Load(config)
 	first := ca.IssueFor(t, 8*time.Second, "premise-1.agents.example")
 	install(t, h, first)
 	h.Agent(withCert(h, ca))
@@ -90,6 +91,9 @@ func TestSessionsOutliveClientCertificates(t *testing.T) {
 	leaf := first.TLS.Leaf
 	time.Sleep(time.Until(leaf.NotAfter) + 500*time.Millisecond)
 	hubtest.RoundTrip(t, session, "after its certificate")
+	h.Load(strings.Replace(config, "pdp allow_all", "max_sessions 100\n\t\tpdp allow_all", 1))
+	time.Sleep(200 * time.Millisecond) // it judges in the background
+	hubtest.RoundTrip(t, session, "after a reload that judges by the newest certificate")
 	if n := links(); n != 3 {
 		t.Errorf("%d links, each with a session", n)
 	}
