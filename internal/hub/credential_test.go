@@ -407,7 +407,7 @@ func TestHandoverKeepsSessions(t *testing.T) {
 // TestHandoverWithASmallerScope ends on the old link what the new credential
 // does not give.
 func TestHandoverWithASmallerScope(t *testing.T) {
-	inBubble(t, func(t *testing.T, b *bubble) {
+	inBubble(t, func(_ *testing.T, b *bubble) {
 		b.join(Identity{Bound: true}, nil)
 		lost, kept := b.call("dir"), b.call("other")
 		lost.works()

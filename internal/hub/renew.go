@@ -80,7 +80,6 @@ func (h *Hub) renew(ctx context.Context, l *link, token []byte) {
 	log := h.logger().With(zap.String("agent", l.hello.AgentID), zap.Int("link", l.hello.Link))
 	id, err := h.verifyToken(ctx, l, token)
 	clear(token)
-	var cut []*session
 	if err == nil && !h.lockIfValid(id) {
 		err = errNotInForce
 	}
@@ -90,7 +89,7 @@ func (h *Hub) renew(ctx context.Context, l *link, token []byte) {
 		_ = l.AnswerAuth(h.refusedAuth(l, err)) // a link that is over needs no answer
 		return
 	}
-	cut = h.adoptLocked(l, id)
+	cut := h.adoptLocked(l, id)
 	cfg := h.cfg
 	h.mu.Unlock()
 	endUncovered(cut)
