@@ -73,13 +73,13 @@ func (p *provider) token(t *testing.T, connectors ...string) string {
 	return p.sign(t, time.Hour, map[string]any{"connectors": connectors})
 }
 
-// sign makes a token for connector echo that is good for so long, with changed
-// claims.
+// sign makes a token for connector echo that is good for so long, rounded up to
+// whole seconds, with changed claims.
 func (p *provider) sign(t *testing.T, life time.Duration, edits map[string]any) string {
 	t.Helper()
 	claims := map[string]any{
 		"iss": "https://idp.example.com", "aud": "nowconnect", "agent_id": "premise-1",
-		"exp": time.Now().Add(life).Unix(), "connectors": []string{"echo"},
+		"exp": time.Now().Add(life + time.Second - 1).Unix(), "connectors": []string{"echo"},
 	}
 	maps.Copy(claims, edits)
 	payload, err := json.Marshal(claims)
