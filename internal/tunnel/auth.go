@@ -8,7 +8,7 @@ import (
 	"github.com/nowconnect/nowconnect/internal/wire"
 )
 
-// SendAuth, on the agent, offers the hub a fresh bearer token for the link. The
+// SendAuth offers the hub a fresh bearer token for the agent's link. The
 // caller sees to it that the hub wants such frames and has answered the one
 // before. It fails when the token is too long for a frame or the link is over.
 func (l *Link) SendAuth(token string) error {
@@ -18,7 +18,7 @@ func (l *Link) SendAuth(token string) error {
 	return l.out.frame(soon, func(b []byte) []byte { return wire.AppendFrame(b, wire.TypeAuth, 0, []byte(token)) })
 }
 
-// AnswerAuth, on the hub, answers an AUTH frame. Names of connectors that do
+// AnswerAuth answers an AUTH frame on the hub. Names of connectors that do
 // not fit into the answer are left out. It may be called on the link's reader.
 func (l *Link) AnswerAuth(a wire.AuthAck) error {
 	// A cut character would grow in JSON.

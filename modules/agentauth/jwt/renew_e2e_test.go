@@ -33,7 +33,7 @@ func shortLived(h *hubtest.Hub, p *provider, grace string) string {
 	return strings.Replace(caddyfile(h, p, "nowconnect", "auth_grace "+grace+"\n\t\t"), "refresh_cooldown", "skew 1ms\n\t\t\trefresh_cooldown", 1)
 }
 
-func theLink(t *testing.T) hub.LinkStatus {
+func theLink(t *testing.T) (l hub.LinkStatus) {
 	t.Helper()
 	for _, a := range nowconnect.Current().Hub().Status().Agents {
 		if len(a.Links) == 1 {
@@ -41,7 +41,7 @@ func theLink(t *testing.T) hub.LinkStatus {
 		}
 	}
 	t.Fatal("the agent has not one link")
-	panic("unreachable")
+	return l
 }
 
 // replace writes a token as careful software does.
@@ -141,6 +141,8 @@ func transfers(t *testing.T, h *hubtest.Hub, n int) (done func() []error) {
 	}
 }
 
+var errEnd = errors.New("not the end of an echo")
+
 func transfer(c *net.TCPConn, seed uint64, stop chan struct{}) error {
 	r := rand.New(rand.NewPCG(seed, 1))
 	for total := 0; ; {
@@ -148,7 +150,7 @@ func transfer(c *net.TCPConn, seed uint64, stop chan struct{}) error {
 		case <-stop:
 			c.CloseWrite()
 			if rest, err := io.ReadAll(c); err != nil || len(rest) > 0 {
-				return fmt.Errorf("session %d: at the end %d bytes, %v", seed, len(rest), err)
+				return fmt.Errorf("session %d: at the end %d bytes: %w", seed, len(rest), errors.Join(errEnd, err))
 			}
 			return nil
 		default:

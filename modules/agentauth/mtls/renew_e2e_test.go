@@ -137,7 +137,7 @@ func TestAgentWithARefusedCertificate(t *testing.T) {
 	h := hubtest.New(t)
 	h.Load(caddyfile(h, "template dns:*.agents.example", requireAndVerify+ca.File+`"`, ca.Issue(t, "localhost")))
 	install(t, h, stranger.Issue(t, "premise-1.agents.example"))
-	log := runAgentUntil(t, withCert(h, ca), h, "the hub does not accept this agent's client certificate")
+	log := runAgentUntil(t, withCert(h, ca), "the hub does not accept this agent's client certificate")
 	if strings.Contains(log, "using websocket") {
 		t.Error("it takes the carrier for the cause")
 	}
@@ -182,7 +182,7 @@ func TestMethodsSideBySide(t *testing.T) {
 }
 
 // runAgentUntil runs an agent that cannot log in until it has logged text.
-func runAgentUntil(t *testing.T, edit func(*agent.Config), h *hubtest.Hub, text string) string {
+func runAgentUntil(t *testing.T, edit func(*agent.Config), text string) string {
 	t.Helper()
 	cfg := agent.Config{AgentID: "premise-1", Targets: map[string]agent.Target{"echo": {Host: "127.0.0.1", Port: 1}}, Links: 1}
 	edit(&cfg)
