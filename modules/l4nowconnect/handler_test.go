@@ -119,8 +119,8 @@ func TestPlainClient(t *testing.T) {
 	hubtest.Eventually(t, "the audit log has one line about it", func() bool {
 		return strings.Contains(h.Logged(), `"msg":"session ended"`)
 	})
-	for _, field := range []string{`"connector":"echo"`, `"client":"` + local.String() + `"`, `"reason":"fin"`, `"decision":"allow"`,
-		`"decision_reason":"rule-7"`, `"policy":"v3"`, `"agent":"premise-1"`, `"bytes_c2a":15`, `"bytes_a2c":15`, `"listener":"` + h.LDAP + `"`} {
+	for _, field := range []string{`"connector":"echo"`, `"client":"` + local.String() + `"`, `"close_reason":"fin"`, `"outcome":"allow"`, `"engine":"test_recorder"`,
+		`"reason":"rule-7"`, `"policy":"v3"`, `"agent":"premise-1"`, `"bytes_c2a":15`, `"bytes_a2c":15`, `"listener":"` + h.LDAP + `"`} {
 		if !strings.Contains(h.Logged(), field) {
 			t.Errorf("the log does not have %s", field)
 		}
@@ -283,8 +283,8 @@ func TestUnverifiedCertificateIsNoIdentity(t *testing.T) {
 
 func TestRefusedClients(t *testing.T) {
 	for answer, want := range map[string]string{
-		"deny":  `"reason":"denied"`,
-		"error": `"reason":"pdp_error"`,
+		"deny":  `"close_reason":"denied"`,
+		"error": `"close_reason":"pdp_error"`,
 	} {
 		t.Run(answer, func(t *testing.T) {
 			h := start(t, answer, route, "")
