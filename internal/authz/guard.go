@@ -276,6 +276,9 @@ func (g *Guard) ask(call func(context.Context) []Decision, n int) []Decision {
 		return failAll(n, KindLimit, errLimit)
 	}
 	defer func() { <-g.places }()
+	if ctx.Err() != nil { // both at the same moment
+		return failAll(n, KindLimit, errLimit)
+	}
 	// Only now: while we waited the breaker may have opened.
 	epoch, ok := g.breaker.admit()
 	if !ok {
