@@ -114,8 +114,8 @@ func TestBatchAndSingleShareOneCall(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 3 {
 			wg.Go(func() { g.DecideBatch(t.Context(), clients(5)) })
+			synctest.Wait()
 		}
-		synctest.Wait()
 		wg.Go(func() { g.Decide(t.Context(), clients(2)[1]) })
 		synctest.Wait()
 		close(gate)

@@ -276,7 +276,7 @@ func (g *Guard) ask(call func(context.Context) []Decision, n int) []Decision {
 		return failAll(n, KindLimit, errLimit)
 	}
 	defer func() { <-g.places }()
-	if ctx.Err() != nil { // both at the same moment
+	if deadline, _ := ctx.Deadline(); !time.Now().Before(deadline) { // both at the same moment
 		return failAll(n, KindLimit, errLimit)
 	}
 	// Only now: while we waited the breaker may have opened.
