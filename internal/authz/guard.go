@@ -22,7 +22,7 @@ type GuardConfig struct {
 	// MaxCalls bounds the calls at one time; a batch is one call. 0 means 64.
 	MaxCalls int
 	// MaxBatch bounds the questions of one call to an engine that is a
-	// BatchDecider. 0 means 50.
+	// BatchDecider. 0 means 64.
 	MaxBatch int
 	// BreakerFailures is how many calls in a row must fail for the engine to be
 	// left alone. 0 means 5.
@@ -49,7 +49,7 @@ func (c GuardConfig) withDefaults() GuardConfig {
 		c.MaxCalls = 64
 	}
 	if c.MaxBatch == 0 {
-		c.MaxBatch = 50
+		c.MaxBatch = 64
 	}
 	if c.BreakerFailures == 0 {
 		c.BreakerFailures = 5
