@@ -129,16 +129,24 @@ func (h *Hub) judge(l law, c *connector, batch []*session) {
 	if ctx.Err() != nil && h.judgment.Err() != nil {
 		return // the hub is closing
 	}
-	verdicts, ok := h.apply(l, c, ask, answers, asked)
+	outcomes, ok := h.apply(l, c, ask, answers, asked)
 	if !ok {
 		return
 	}
 	for i, s := range ask {
-		h.auditDecision(s, &question{l, phaseReeval, s.server(), requests[i], answers[i], asked, took})
-		if verdicts[i] != nil {
-			s.end(verdicts[i])
+		if !outcomes[i].known {
+			h.auditDecision(s, &question{l, phaseReeval, s.server(), answers[i], asked, took})
+		}
+		if outcomes[i].verdict != nil {
+			s.end(outcomes[i].verdict)
 		}
 	}
+}
+
+// outcome is what an answer means for a live session.
+type outcome struct {
+	verdict *verdict // nil: it goes on
+	known   bool     // one more error in a grace: the audit has the first and the last
 }
 
 // standing finds what ends a session whatever policy says.
@@ -156,19 +164,21 @@ func standing(k *Connector, s *session) *verdict {
 
 // apply renews or ends permits by their answers. When the law has changed since
 // it does nothing: whoever changed it has queued all sessions again.
-func (h *Hub) apply(l law, c *connector, ask []*session, answers []authz.Decision, asked time.Time) (verdicts []*verdict, ok bool) {
+func (h *Hub) apply(l law, c *connector, ask []*session, answers []authz.Decision, asked time.Time) (outcomes []outcome, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if c.epoch != l.epoch {
 		return nil, false
 	}
-	verdicts = make([]*verdict, len(ask))
+	outcomes = make([]outcome, len(ask))
 	for i, s := range ask {
 		if _, live := c.sessions[s]; live {
-			verdicts[i] = h.renewLocked(l.k, s, answers[i], asked)
+			inGrace := s.permit.grace != 0
+			v := h.renewLocked(l.k, s, answers[i], asked)
+			outcomes[i] = outcome{v, inGrace && s.permit.grace != 0 && v == nil}
 		}
 	}
-	return verdicts, true
+	return outcomes, true
 }
 
 // renewLocked renews a permit, or says why it ends: a denial after a change of

@@ -140,7 +140,9 @@ func TestGraceHeals(t *testing.T) {
 	w.agent(login{id: "a1"})
 	cl := w.dial()
 	failures := func(n float64) func() bool {
-		return func() bool { return w.metric("nowconnect_pdp_decisions_total", "connector", "dir", "result", "error") >= n }
+		return func() bool {
+			return w.metric("nowconnect_pdp_decisions_total", "connector", "dir", "result", "error") >= n
+		}
 	}
 	d.say(down)
 	eventually(t, "it is asked again in spite of errors", failures(2))

@@ -69,12 +69,11 @@ func (h *Hub) open(ctx context.Context, s *session) (*tunnel.Session, *verdict) 
 // question is one that was put to policy about a session, and its answer.
 type question struct {
 	law
-	phase   phase
-	agent   string
-	request *authz.Request
-	answer  authz.Decision
-	asked   time.Time
-	took    time.Duration
+	phase  phase
+	agent  string
+	answer authz.Decision
+	asked  time.Time
+	took   time.Duration
 }
 
 // decideAndPlace asks policy about the session with the agent that would serve
@@ -160,9 +159,9 @@ func (h *Hub) place(s *session, k *Connector, l *link) (*tunnel.Session, error) 
 
 // decide asks the connector's Decider about q.agent.
 func (h *Hub) decide(ctx context.Context, s *session, q *question) *verdict {
-	q.request = s.request(q.cfg, q.agent)
+	r := s.request(q.cfg, q.agent)
 	q.asked = time.Now()
-	q.answer = s.number(q.k.Decider.Decide(ctx, q.request))
+	q.answer = s.number(q.k.Decider.Decide(ctx, r))
 	q.took = time.Since(q.asked)
 	s.conn.stats.PDP(q.answer.Outcome, q.answer.Cached, q.took)
 	s.decision = q.answer

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -247,42 +246,4 @@ func (l leasing) DecideBatch(ctx context.Context, rs []*authz.Request) []authz.D
 
 func (l leasing) Decide(ctx context.Context, r *authz.Request) authz.Decision {
 	return l.DecideBatch(ctx, []*authz.Request{r})[0]
-}
-
-// BenchmarkRulesDecision is all that policy costs a connection: choosing the
-// agent, the question, the answer of the rules, and the permit.
-func BenchmarkRulesDecision(b *testing.B) {
-	for _, n := range []int{3, 200} {
-		b.Run(fmt.Sprint(n, "-rules"), func(b *testing.B) {
-			var more []rules.Rule
-			for i := range n - 3 {
-				more = append(more, rules.Rule{ID: fmt.Sprint("site-", i), Effect: rules.EffectAllow, Sources: []string{fmt.Sprintf("172.16.%d.0/24", i)}})
-			}
-			w := newWorld(b, config(with(dir("a1"), ruleBook(b, more...))))
-			w.agent(login{id: "a1"})
-			b.ReportAllocs()
-			b.ResetTimer()
-			b.RunParallel(func(pb *testing.PB) {
-				for pb.Next() {
-					s := &session{name: "bench", conn: w.h.connectors["dir"], started: time.Now(),
-						client: &Client{Connector: "dir", Addr: netip.MustParseAddrPort("10.1.2.3:4567"), Listener: "127.0.0.1:389"}}
-					w.h.mu.Lock()
-					l := w.h.lawLocked(s.conn)
-					w.h.mu.Unlock()
-					links := w.h.choose(s.conn, l.k)
-					q := question{law: l, phase: phaseAccept, agent: links[0].agent.id}
-					v := w.h.decide(b.Context(), s, &q)
-					w.h.chosen(links[0])
-					w.h.mu.Lock()
-					w.h.grantLocked(s, q.answer, q.asked)
-					w.h.leases.remove(s)
-					w.h.mu.Unlock()
-					if v != nil {
-						b.Errorf("%+v", v)
-						return
-					}
-				}
-			})
-		})
-	}
 }

@@ -18,8 +18,8 @@ func TestPDPsInJSON(t *testing.T) {
 		`{"pdp":{"engine":"a"}}`:                    `{"pdp":{"engine":"a"}}`,
 		`{"pdp":[{"engine":"a"}]}`:                  `{"pdp":{"engine":"a"}}`,
 		`{"pdp": [{"engine":"a"}, {"engine":"b"}]}`: `{"pdp":[{"engine":"a"},{"engine":"b"}]}`,
-		`{"pdp":[]}`: `{}`,
-		`{}`:         `{}`,
+		`{"pdp":[]}`:                                `{}`,
+		`{}`:                                        `{}`,
 	} {
 		var app App
 		if err := json.Unmarshal([]byte(in), &app); err != nil {
@@ -47,7 +47,9 @@ func (broken) Flush() { panic("no flush") }
 
 type brokenBatch struct{ broken }
 
-func (brokenBatch) DecideBatch(context.Context, []*authz.Request) []authz.Decision { panic("no reason") }
+func (brokenBatch) DecideBatch(context.Context, []*authz.Request) []authz.Decision {
+	panic("no reason")
+}
 
 // Whatever a policy module does, the hub's goroutines survive it.
 func TestEnginesThatPanic(t *testing.T) {
