@@ -223,7 +223,7 @@ func (h *Hub) unregister(l *link, err error) {
 	}
 }
 
-// candidates returns the links that may carry a session of the connector, best
+// candidatesLocked returns the links that may carry a session of the connector, best
 // first: per agent in the order that the balance gives, its emptiest link.
 func (h *Hub) candidatesLocked(c *connector, k *Connector) []*link {
 	type choice struct {

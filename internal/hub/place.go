@@ -109,12 +109,14 @@ func (h *Hub) decideAndPlace(ctx context.Context, s *session, q *question) (*tun
 		if !h.current(s.conn, q.law) {
 			return nil, none // the agent would dial for nothing
 		}
+		if l = h.best(l.agent, s.conn); l == nil {
+			continue
+		}
 		ts, err := h.place(s, q.k, l)
-		if err == nil {
+		switch {
+		case err == nil:
 			s.agent.Store(&l.agent.id)
 			return ts, nil
-		}
-		switch {
 		case errors.Is(err, tunnel.ErrBudget):
 			none = &verdict{wire.ReasonLimit, "agent_memory of agent " + l.agent.id}
 		case errors.Is(err, tunnel.ErrCongested):
@@ -141,6 +143,15 @@ func (h *Hub) chosen(l *link) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	l.agent.coming--
+}
+
+// best returns the agent's best link now: while policy was thinking, the one
+// that was best may have ended, or many sessions may have gone to it.
+func (h *Hub) best(a *agent, c *connector) *link {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	l, _ := a.bestLink(c.name)
+	return l
 }
 
 // place opens the session on a link.

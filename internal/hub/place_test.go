@@ -116,6 +116,22 @@ func TestJudgedWithItsAgent(t *testing.T) {
 	on1.leave()
 }
 
+// A link that ends while policy thinks takes nobody along when the agent has
+// another.
+func TestLinkEndsWhilePolicyThinks(t *testing.T) {
+	d := newSlow()
+	w := newWorld(t, config(with(dir("a1"), d)))
+	p := w.agent(login{id: "a1"})
+	cl := w.client("dir", "10.0.0.1:1")
+	recv(t, d.asked)
+	w.agent(login{id: "a1", slot: 1})
+	p.conn.Close()
+	recv(t, p.hub)
+	d.answer <- allow()
+	cl.mustEcho()
+	cl.leave()
+}
+
 // Sessions that wait for policy count where they would go: a slow one does not
 // send them all to one agent.
 func TestWaitingSessionsAreSpread(t *testing.T) {
