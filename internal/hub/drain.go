@@ -79,7 +79,7 @@ func (h *Hub) Drain(ctx context.Context) DrainReport {
 	}
 	for _, s := range h.sessionsNow() {
 		d.report.Cut = append(d.report.Cut, s.name)
-		s.end(&verdict{wire.ReasonShutdown, "hub is shutting down"})
+		s.end(wire.ReasonShutdown, "hub is shutting down")
 	}
 	slices.Sort(d.report.Cut)
 	select {

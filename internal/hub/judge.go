@@ -105,7 +105,7 @@ func (h *Hub) judge(l law, c *connector, batch []*session) {
 	ask := batch[:0]
 	for _, s := range batch {
 		if v := standing(l.k, s); v != nil {
-			s.end(v)
+			s.end(v.reason, v.message)
 		} else {
 			ask = append(ask, s)
 		}
@@ -137,8 +137,8 @@ func (h *Hub) judge(l law, c *connector, batch []*session) {
 		if !outcomes[i].known {
 			h.auditDecision(s, &question{l, phaseReeval, s.server(), answers[i], asked, took})
 		}
-		if outcomes[i].verdict != nil {
-			s.end(outcomes[i].verdict)
+		if v := outcomes[i].verdict; v != nil {
+			s.end(v.reason, v.message)
 		}
 	}
 }

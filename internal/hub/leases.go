@@ -130,7 +130,7 @@ func (h *Hub) wake() {
 	for {
 		over, more := h.due()
 		for _, e := range over {
-			e.session.end(e.verdict)
+			e.session.end(wire.ReasonRevoked, e.message)
 		}
 		if !more {
 			return
@@ -138,10 +138,10 @@ func (h *Hub) wake() {
 	}
 }
 
-// ending is a session with the reason why it ends.
+// ending is a session whose time is over.
 type ending struct {
 	session *session
-	verdict *verdict
+	message string
 }
 
 func (h *Hub) due() (over []ending, more bool) {
@@ -159,7 +159,7 @@ func (h *Hub) due() (over []ending, more bool) {
 			return over, false
 		}
 		if p := &s.permit; p.life != 0 && p.life <= now {
-			over = append(over, ending{s, &verdict{wire.ReasonRevoked, "max_duration " + s.decision.MaxDuration.String() + " is over"}})
+			over = append(over, ending{s, "max_duration " + s.decision.MaxDuration.String() + " is over"})
 			continue
 		}
 		h.queueLocked(s, causeLease)

@@ -34,20 +34,18 @@ func (m *meter) FrameReceived(n int) {
 func (m *meter) count(n int) {
 	total := m.bytes.Add(int64(n))
 	if limit := m.limit.Load(); limit > 0 && total > limit {
-		m.session.end(m.verdict(limit))
+		m.session.end(wire.ReasonRevoked, usedUp(limit))
 	}
 }
 
 // over returns the verdict for a limit that was set too late.
 func (m *meter) over() *verdict {
 	if limit := m.limit.Load(); limit > 0 && m.bytes.Load() > limit {
-		return m.verdict(limit)
+		return &verdict{wire.ReasonRevoked, usedUp(limit)}
 	}
 	return nil
 }
 
-func (m *meter) verdict(limit int64) *verdict {
-	return &verdict{wire.ReasonRevoked, fmt.Sprintf("max_bytes %d are used up", limit)}
-}
+func usedUp(limit int64) string { return fmt.Sprintf("max_bytes %d are used up", limit) }
 
 var _ tunnel.Observer = (*meter)(nil)

@@ -55,7 +55,7 @@ func (h *Hub) open(ctx context.Context, s *session) (*tunnel.Session, *verdict) 
 				h.auditDecision(s, &q)
 			}
 			if over := s.meter.over(); over != nil {
-				s.end(over) // by what the target sent while we made sure
+				s.end(over.reason, over.message) // by what the target sent while we made sure
 			}
 			return ts, v
 		}

@@ -43,21 +43,21 @@ func (m Match) String() string {
 
 // Revoke takes back the permits of all sessions that m selects, also of those
 // that policy is still being asked about, and returns the names of those that
-// it ended. No further byte passes on them. why is for the audit. A client that
+// it ended. No further byte is taken from either side. why is for the audit. A client that
 // comes again is judged anew: to keep it out, change the policy first.
 func (h *Hub) Revoke(m Match, why string) []string {
 	ended := []string{}
 	if m.Zero() {
 		return ended
 	}
-	v := &verdict{wire.ReasonRevoked, fmt.Sprintf("revoked by an operator (%s)", m)}
+	message := fmt.Sprintf("revoked by an operator (%s)", m)
 	if why != "" {
-		v.message += ": " + why
+		message += ": " + why
 	}
 	for _, s := range h.sessionsNow() {
-		if m.selects(s) && s.end(v) {
+		if m.selects(s) && s.end(wire.ReasonRevoked, message) {
 			ended = append(ended, s.name)
-			h.auditRevoked(s, v.message)
+			h.auditRevoked(s, message)
 		}
 	}
 	return ended

@@ -69,13 +69,13 @@ type verdict struct {
 }
 
 // end ends the session from any goroutine. It reports whether this call did.
-func (s *session) end(v *verdict) bool {
-	if !s.verdict.CompareAndSwap(nil, v) {
+func (s *session) end(r wire.Reason, message string) bool {
+	if !s.verdict.CompareAndSwap(nil, &verdict{r, message}) {
 		return false
 	}
 	s.cancel()
 	if t := s.tunnel.Load(); t != nil {
-		t.Reset(v.reason, v.message)
+		t.Reset(r, message)
 	}
 	return true
 }
