@@ -43,8 +43,9 @@ func (m Match) String() string {
 
 // Revoke takes back the permits of all sessions that m selects, also of those
 // that policy is still being asked about, and returns the names of those that
-// it ended. No further byte is taken from either side. why is for the audit. A client that
-// comes again is judged anew: to keep it out, change the policy first.
+// it ended. No further byte is taken from either side of them. why is for the
+// audit. A client that comes again is judged anew: to keep it out, change the
+// policy first.
 func (h *Hub) Revoke(m Match, why string) []string {
 	ended := []string{}
 	if m.Zero() {

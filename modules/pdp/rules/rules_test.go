@@ -293,6 +293,32 @@ func TestRulesAboutTheAgent(t *testing.T) {
 	}
 }
 
+// What a rule allows it can bound: the hub ends the session and says why.
+func TestObligations(t *testing.T) {
+	h := hubtest.New(t)
+	h.Load(withRules(h, "allow short {\n\tsource 127.0.0.1\n\tmax_duration 1s\n\tmax_bytes 100\n}"))
+	h.Agent(nil)
+	old, greedy := h.Dial(), h.Dial()
+	hubtest.RoundTrip(t, old, "hello")
+	if _, err := greedy.Write(make([]byte, 200)); err != nil {
+		t.Fatal(err)
+	}
+	for why, c := range map[string]net.Conn{"max_duration 1s is over": old, "max_bytes 100 are used up": greedy} {
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		if n, err := c.Read(make([]byte, 1)); n != 0 || !testpeer.IsReset(err) {
+			t.Errorf("%s: %d bytes, %v", why, n, err)
+		}
+		hubtest.Eventually(t, why, func() bool {
+			return strings.Contains(h.Logged(), `"close_reason":"revoked","message":"`+why)
+		})
+	}
+	for _, want := range []string{`"max_duration":1,`, `"max_bytes":100}`} {
+		if !strings.Contains(h.Logged(), want) {
+			t.Errorf("the log does not have %s", want)
+		}
+	}
+}
+
 // A configuration that fails after this module was provisioned, and Cleanup
 // twice, leave nothing behind; TestMain looks for the watcher.
 func TestCleanup(t *testing.T) {
