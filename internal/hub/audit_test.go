@@ -137,6 +137,20 @@ func TestAuditHoldsBackNoDenial(t *testing.T) {
 	}
 }
 
+// allow_cidrs denies live sessions too.
+func TestAuditTellsOfCIDRsThatChange(t *testing.T) {
+	w := newWorld(t, config(dir("a1")))
+	logs := w.audited(0)
+	w.agent(login{id: "a1"})
+	cl := w.dial()
+	narrow := dir("a1")
+	narrow.AllowCIDRs = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	w.h.Apply(config(narrow))
+	cl.want(wire.ReasonDenied)
+	wantFields(t, line(t, logs, "decision", nil), map[string]any{"phase": "reeval", "outcome": "deny", "engine": "allow_cidrs", "agent": "a1"})
+	line(t, logs, "session ended", map[string]any{"close_reason": "denied"})
+}
+
 func TestAuditSamplesAllows(t *testing.T) {
 	d := says(allow())
 	cfg := config(with(dir("a1"), d))

@@ -56,8 +56,8 @@ func (w *world) decideOnce(b *testing.B, s *session) {
 	l := w.h.lawLocked(s.conn)
 	w.h.mu.Unlock()
 	links := w.h.choose(s.conn, l.k)
-	q := question{law: l, phase: phaseAccept, agent: links[0].agent.id}
-	if v := w.h.decide(b.Context(), s, &q); v != nil {
+	q := question{law: l, phase: phaseAccept}
+	if v := w.h.decide(b.Context(), s, &q, links[0].agent.id); v != nil {
 		b.Fatalf("%+v", v)
 	}
 	w.h.chosen(links[0])

@@ -104,11 +104,16 @@ func (h *Hub) takeQueued(c *connector) (law, []*session) {
 func (h *Hub) judge(l law, c *connector, batch []*session) {
 	ask := batch[:0]
 	for _, s := range batch {
-		if v := standing(l.k, s); v != nil {
-			s.end(v.reason, v.message)
-		} else {
+		v := standing(l.k, s)
+		if v == nil {
 			ask = append(ask, s)
+			continue
 		}
+		if v.reason == wire.ReasonDenied {
+			d := s.number(authz.Decision{Outcome: authz.Deny, Engine: engineCIDRs, Reason: v.message})
+			h.auditDecision(s, &question{phase: phaseReeval, agent: s.server(), answer: d})
+		}
+		s.end(v.reason, v.message)
 	}
 	if len(ask) == 0 {
 		return

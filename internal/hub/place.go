@@ -88,22 +88,20 @@ func (h *Hub) decideAndPlace(ctx context.Context, s *session, q *question) (*tun
 	}
 	none := &verdict{wire.ReasonNoAgent, "no agent that may serve the connector is connected"}
 	links := h.choose(s.conn, q.k)
+	if len(links) == 0 && len(q.k.Agents) == 0 {
+		return nil, none // nobody could ever serve it
+	}
 	if len(links) == 0 {
-		if len(q.k.Agents) > 0 {
-			q.agent = q.k.Agents[0]
-		}
-		if v := h.decide(ctx, s, q); v != nil {
+		if v := h.decide(ctx, s, q, q.k.Agents[0]); v != nil {
 			return nil, v
 		}
-		return nil, none
+		if links = h.choose(s.conn, q.k); len(links) == 0 { // one may have come meanwhile
+			return nil, none
+		}
 	}
 	defer h.chosen(links[0])
-	for i, l := range links {
-		if i > 0 {
-			h.auditDecision(s, q) // of the agent before
-		}
-		q.agent = l.agent.id
-		if v := h.decide(ctx, s, q); v != nil {
+	for _, l := range links {
+		if v := h.decide(ctx, s, q, l.agent.id); v != nil {
 			return nil, v
 		}
 		if !h.current(s.conn, q.law) {
@@ -168,9 +166,17 @@ func (h *Hub) place(s *session, k *Connector, l *link) (*tunnel.Session, error) 
 	})
 }
 
-// decide asks the connector's Decider about q.agent.
-func (h *Hub) decide(ctx context.Context, s *session, q *question) *verdict {
-	r := s.request(q.cfg, q.agent)
+// decide asks the connector's Decider about an agent, unless that is what q was
+// about already.
+func (h *Hub) decide(ctx context.Context, s *session, q *question, agent string) *verdict {
+	if q.agent == agent {
+		return refusal(q.answer)
+	}
+	if q.agent != "" {
+		h.auditDecision(s, q)
+	}
+	q.agent = agent
+	r := s.request(q.cfg, agent)
 	q.asked = time.Now()
 	q.answer = s.number(q.k.Decider.Decide(ctx, r))
 	q.took = time.Since(q.asked)

@@ -98,6 +98,33 @@ func TestNoAgentConnected(t *testing.T) {
 	w.client("dir", "10.0.0.1:1").want(wire.ReasonDenied) // and learns nothing about agents
 }
 
+func TestConnectorWithoutAgents(t *testing.T) {
+	w := newWorld(t, config(dir()))
+	w.client("dir", "10.0.0.1:1").want(wire.ReasonNoAgent)
+}
+
+// An agent that comes while policy thinks is not too late, whichever it is.
+func TestAgentComesWhilePolicyThinks(t *testing.T) {
+	for _, agent := range []string{"a1", "a2"} {
+		t.Run(agent, func(t *testing.T) {
+			d := newSlow()
+			w := newWorld(t, config(with(first("a1", "a2"), d)))
+			cl := w.client("dir", "10.0.0.1:1")
+			recv(t, d.asked)
+			w.agent(login{id: agent})
+			d.answer <- allow()
+			d.answer <- allow()
+			cl.mustEcho()
+			if o := cl.leave(); o.Agent != agent {
+				t.Errorf("%+v", o)
+			}
+			if again := len(d.asked); again != map[string]int{"a1": 0, "a2": 1}[agent] {
+				t.Errorf("asked %d times more", again)
+			}
+		})
+	}
+}
+
 // A live session is judged with the agent that it has.
 func TestJudgedWithItsAgent(t *testing.T) {
 	d := &byAgent{allows: []string{"a1", "a2"}}
