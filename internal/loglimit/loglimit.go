@@ -1,5 +1,10 @@
-// Package loglimit keeps strangers from filling a log. Its one invariant: what is
-// held back is counted, and the count is told.
+// Package loglimit keeps strangers from filling a log. It owns the count of the
+// lines that are held back.
+//
+// Invariants:
+//
+//   - No line is held back without being counted.
+//   - The next line that passes tells the count, and each line is told once.
 package loglimit
 
 import (
@@ -16,8 +21,8 @@ type Limiter struct {
 	suppressed atomic.Int64
 }
 
-// New returns a limiter that lets perSecond lines pass on average,
-// and up to burst at once.
+// New returns a limiter that lets perSecond lines pass on average, and up to
+// burst at once.
 func New(perSecond float64, burst int) *Limiter {
 	return &Limiter{limiter: rate.NewLimiter(rate.Limit(perSecond), burst)}
 }
