@@ -1,7 +1,6 @@
 package caddyfile
 
 import (
-	"encoding/json"
 	"slices"
 	"strings"
 
@@ -22,8 +21,11 @@ import (
 //		queue_depth_per_cid     <frames>
 //		connect_timeout         <duration>
 //		idle_timeout            <duration>|off
+//		grace                   <duration>|off
 //		pdp                     <engine> ...
 //	}
+//
+// pdp may stand several times, everything else once.
 func connector(app *nowconnect.App) option {
 	return func(d *caddyfile.Dispenser) error {
 		at := *d // for errors about the whole
@@ -53,7 +55,7 @@ func connector(app *nowconnect.App) option {
 }
 
 func connectorParser(c *nowconnect.Connector) parser {
-	return parser{options: map[string]option{
+	return parser{repeatable: map[string]option{"pdp": pdp(&c.PDPRaw)}, options: map[string]option{
 		"agents":                  agents(c),
 		"balance":                 oneOf(&c.Balance, nowconnect.Balances),
 		"protocol":                oneOf(&c.Protocol, nowconnect.Protocols),
@@ -63,7 +65,7 @@ func connectorParser(c *nowconnect.Connector) parser {
 		"queue_depth_per_cid":     count(&c.QueueDepth),
 		"connect_timeout":         duration(&c.ConnectTimeout),
 		"idle_timeout":            durationOrOff(&c.IdleTimeout),
-		"pdp":                     guest("nowconnect.pdp", "engine", func(raw json.RawMessage) { c.PDPRaw = raw }),
+		"grace":                   durationOrMinus(&c.Grace),
 	}}
 }
 

@@ -120,9 +120,9 @@ func TestEveryOptionHasAGolden(t *testing.T) {
 		inputs = append(inputs, input)
 	}
 	all := strings.Join(inputs, "\n")
-	app := appParser(new(nowconnect.App))
+	app, audit := appParser(new(nowconnect.App)), auditParser(new(nowconnect.Audit))
 	var options []string
-	for _, m := range []map[string]option{app.options, app.repeatable, connectorParser(new(nowconnect.Connector)).options} {
+	for _, m := range []map[string]option{app.options, app.repeatable, connectorParser(new(nowconnect.Connector)).options, audit.options} {
 		options = slices.AppendSeq(options, maps.Keys(m))
 	}
 	options = append(options, "agent", "native_histograms", "max_handshakes", "nowconnect_agent", "nowconnect_health")
@@ -136,7 +136,7 @@ func TestEveryOptionHasAGolden(t *testing.T) {
 // Every option that may stand once is refused when it stands twice.
 func TestEveryOptionIsRefusedTwice(t *testing.T) {
 	words := map[string]string{
-		"hub_id": "h", "pdp": "allow_all", "max_sessions": "1", "max_links_per_agent": "1", "agent_memory": "1MiB", "congestion_control": "auto",
+		"hub_id": "h", "grace": "1s", "audit": "", "max_sessions": "1", "max_links_per_agent": "1", "agent_memory": "1MiB", "congestion_control": "auto",
 		"ping_interval": "1s", "ping_timeout": "1s", "handshake_timeout": "1s", "drain_timeout": "1s", "auth_grace": "1s", "metrics": "",
 		"agents": "a", "balance": "first", "protocol": "tcp", "max_sessions_per_client": "1", "allow_cidrs": "::/0",
 		"queue_depth_per_cid": "1", "connect_timeout": "1s", "idle_timeout": "off",
@@ -161,6 +161,10 @@ func TestEveryOptionIsRefusedTwice(t *testing.T) {
 	}
 	for o := range appParser(new(nowconnect.App)).options {
 		check("{\nnowconnect {\n%\n}\n}", o)
+	}
+	words["sample_allows"] = "0.5"
+	for o := range auditParser(new(nowconnect.Audit)).options {
+		check("{\nnowconnect {\naudit {\n%\n}\n}\n}", o)
 	}
 	for o := range connectorParser(new(nowconnect.Connector)).options {
 		check("{\nnowconnect {\nconnector c {\n%\n}\n}\n}", o)

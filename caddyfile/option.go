@@ -32,10 +32,12 @@ func init() {
 //		handshake_timeout   <duration>
 //		drain_timeout       <duration>
 //		auth_grace          <duration>
+//		grace               <duration>|off
+//		audit               { sample_allows <part> }
 //		metrics             { ... }
 //	}
 //
-// agent_auth and connector may stand several times, everything else once.
+// agent_auth, pdp and connector may stand several times, everything else once.
 func parseOption(d *caddyfile.Dispenser, existing any) (any, error) {
 	d.Next() // consume the option's name
 	if existing != nil {
@@ -56,7 +58,6 @@ func appParser(app *nowconnect.App) parser {
 	return parser{
 		options: map[string]option{
 			"hub_id":              name(&app.HubID),
-			"pdp":                 guest("nowconnect.pdp", "engine", func(raw json.RawMessage) { app.PDPRaw = raw }),
 			"max_sessions":        count(&app.MaxSessions),
 			"max_links_per_agent": count(&app.MaxLinksPerAgent),
 			"agent_memory":        size(&app.AgentMemory),
@@ -66,15 +67,42 @@ func appParser(app *nowconnect.App) parser {
 			"handshake_timeout":   duration(&app.HandshakeTimeout),
 			"drain_timeout":       duration(&app.DrainTimeout),
 			"auth_grace":          duration(&app.AuthGrace),
+			"grace":               durationOrMinus(&app.Grace),
+			"audit":               audit(app),
 			"metrics":             metrics(app),
 		},
 		repeatable: map[string]option{
 			"agent_auth": guest("nowconnect.agent_auth", "method", func(raw json.RawMessage) {
 				app.AgentAuthRaw = append(app.AgentAuthRaw, raw)
 			}),
+			"pdp":       pdp(&app.PDPRaw),
 			"connector": connector(app),
 		},
 	}
+}
+
+// pdp adds a policy decision point to a list.
+func pdp(list *nowconnect.PDPs) option {
+	return guest("nowconnect.pdp", "engine", func(raw json.RawMessage) { *list = append(*list, raw) })
+}
+
+// audit reads the settings of the audit log. Syntax:
+//
+//	audit {
+//		sample_allows <part>
+//	}
+func audit(app *nowconnect.App) option {
+	return func(d *caddyfile.Dispenser) error {
+		if d.NextArg() {
+			return d.Err("audit takes a block and no arguments")
+		}
+		app.Audit = new(nowconnect.Audit)
+		return auditParser(app.Audit).parse(d, "audit")
+	}
+}
+
+func auditParser(a *nowconnect.Audit) parser {
+	return parser{options: map[string]option{"sample_allows": part(&a.SampleAllows)}}
 }
 
 // guest reads a module of a namespace: its name, then its own words.

@@ -157,3 +157,33 @@ func durationOrOff(field *caddy.Duration) option {
 		return nil
 	}
 }
+
+// durationOrMinus reads a duration, or "off", which is -1: there 0 means the
+// default.
+func durationOrMinus(field *caddy.Duration) option {
+	read := durationOrOff(field)
+	return func(d *caddyfile.Dispenser) error {
+		err := read(d)
+		if err == nil && *field == 0 {
+			*field = -1
+		}
+		return err
+	}
+}
+
+// part reads a number from 0 to 1.
+func part(field **float64) option {
+	return func(d *caddyfile.Dispenser) error {
+		what := d.Val()
+		s, err := value(d)
+		if err != nil {
+			return err
+		}
+		f, err := strconv.ParseFloat(s, 64)
+		if err != nil || !(f >= 0 && f <= 1) {
+			return d.Errf("%s %q is not a number from 0 to 1", what, s)
+		}
+		*field = &f
+		return nil
+	}
+}

@@ -126,7 +126,7 @@ func TestForeignAgent(t *testing.T) {
 	if code := agent.Wait(10 * time.Second); code != 0 {
 		t.Errorf("agent.py ends with %d", code)
 	}
-	for _, reason := range []string{`"reason":"connect_failed"`, `"reason":"no_agent"`, `"reason":"rst"`, `"reason":"fin"`} {
+	for _, reason := range []string{`"close_reason":"connect_failed"`, `"close_reason":"no_agent"`, `"close_reason":"rst"`, `"close_reason":"fin"`} {
 		if !strings.Contains(hub.Output(), reason) {
 			t.Errorf("no session ended with %s", reason)
 		}

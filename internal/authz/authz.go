@@ -63,7 +63,7 @@ func (o Outcome) String() string {
 	}
 }
 
-// Decision is the answer to one Request.
+// Decision is the answer to one Request. It is comparable.
 type Decision struct {
 	Outcome Outcome
 	// Reason is for operators: the rule's id, or what the PDP said. It never
@@ -72,9 +72,21 @@ type Decision struct {
 	// Lease is how long an Allow holds before it must be asked again. 0 means
 	// until the policy changes.
 	Lease time.Duration
+	// MaxDuration and MaxBytes are obligations of an Allow, which the hub
+	// fulfils: the session ends when it is so old, counted from its acceptance,
+	// or when so many bytes have passed, both directions together. 0 means no
+	// bound.
+	MaxDuration time.Duration
+	MaxBytes    int64
 	// Policy identifies the version of the policy that decided, for the audit.
 	// Empty when the engine does not tell.
 	Policy string
+	// Engine names who decided, such as "rules", for the audit. Empty when the
+	// engine does not tell.
+	Engine string
+	// ID is the engine's own name for this answer, such as the request id that
+	// the PDP has in its log. Empty when it has none. A cached answer keeps it.
+	ID string
 	// Cached reports that no engine ran for this answer.
 	Cached bool
 	// Err is set when Outcome is Error.

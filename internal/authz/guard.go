@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 )
@@ -18,8 +19,11 @@ type GuardConfig struct {
 	AllowTTL, DenyTTL time.Duration
 	// CacheSize bounds the number of kept answers. 0 means 10000.
 	CacheSize int
-	// MaxCalls bounds the calls at one time. 0 means 64.
+	// MaxCalls bounds the calls at one time; a batch is one call. 0 means 64.
 	MaxCalls int
+	// MaxBatch bounds the questions of one call to an engine that is a
+	// BatchDecider. 0 means 64.
+	MaxBatch int
 	// BreakerFailures is how many calls in a row must fail for the engine to be
 	// left alone. 0 means 5.
 	BreakerFailures int
@@ -43,6 +47,9 @@ func (c GuardConfig) withDefaults() GuardConfig {
 	}
 	if c.MaxCalls == 0 {
 		c.MaxCalls = 64
+	}
+	if c.MaxBatch == 0 {
+		c.MaxBatch = 64
 	}
 	if c.BreakerFailures == 0 {
 		c.BreakerFailures = 5
@@ -68,6 +75,7 @@ type Guard struct {
 	cache   *cache
 	breaker breaker
 	places  chan struct{} // one per running call
+	tooLate error         // what a timeout says
 
 	mu      sync.Mutex
 	flights map[string]*flight
@@ -94,6 +102,7 @@ func NewGuard(engine Decider, cfg GuardConfig) *Guard {
 		breaker: breaker{threshold: cfg.BreakerFailures, pause: cfg.BreakerPause, changed: cfg.BreakerChanged},
 		places:  make(chan struct{}, cfg.MaxCalls),
 		flights: make(map[string]*flight),
+		tooLate: fmt.Errorf("the policy engine gave no answer within %s: %w", cfg.Timeout, context.DeadlineExceeded),
 	}
 }
 
@@ -110,13 +119,54 @@ func (g *Guard) Decide(ctx context.Context, r *Request) Decision {
 	}
 	var f *flight
 	if canonical {
-		f = g.join(k.bytes, r)
+		f = g.join(k.bytes, func(f *flight, t ticket) { go g.fly(f, t, r) })
 	} else {
 		f = &flight{done: make(chan struct{})}
-		go g.fly(f, "", g.cache.now(), r)
+		go g.fly(f, ticket{age: g.cache.now()}, r)
 	}
 	keyBuffers.Put(k)
+	ctx, cancel := g.deadline(ctx)
+	defer cancel()
 	return g.wait(ctx, f)
+}
+
+// DecideBatch implements BatchDecider. What is remembered or already being
+// asked is not asked again; the rest goes to the engine together when it is a
+// BatchDecider, and one by one when it is not. All share one deadline.
+func (g *Guard) DecideBatch(ctx context.Context, rs []*Request) []Decision {
+	out := make([]Decision, len(rs))
+	waits := make([]*flight, len(rs)) // nil: answered from the cache
+	var ask []boarding
+	k := keyBuffers.Get().(*keyBuffer)
+	for i, r := range rs {
+		if !k.encode(r) {
+			waits[i] = &flight{done: make(chan struct{})}
+			ask = append(ask, boarding{waits[i], ticket{age: g.cache.now()}, r})
+			continue
+		}
+		var ok bool
+		if out[i], ok = g.cache.get(k.bytes); !ok {
+			waits[i] = g.join(k.bytes, func(f *flight, t ticket) { ask = append(ask, boarding{f, t, r}) })
+		}
+	}
+	keyBuffers.Put(k)
+	if engine, ok := g.engine.(BatchDecider); ok {
+		for some := range slices.Chunk(ask, g.cfg.MaxBatch) {
+			go g.flyTogether(engine, some)
+		}
+	} else {
+		for _, b := range ask {
+			go g.fly(b.flight, b.ticket, b.request)
+		}
+	}
+	ctx, cancel := g.deadline(ctx)
+	defer cancel()
+	for i, f := range waits {
+		if f != nil {
+			out[i] = g.wait(ctx, f)
+		}
+	}
+	return out
 }
 
 // Flush forgets all answers, also those on their way. Call it when the policy
@@ -128,8 +178,21 @@ func (g *Guard) Flush() {
 	g.cache.flush()
 }
 
-// join finds the question on its way, or sends it.
-func (g *Guard) join(key []byte, r *Request) *flight {
+// ticket is what an answer needs to be kept.
+type ticket struct {
+	key string // empty: not to be kept
+	age uint64
+}
+
+// boarding is a question that is to go on its way.
+type boarding struct {
+	flight  *flight
+	ticket  ticket
+	request *Request
+}
+
+// join finds the question on its way, or has it sent.
+func (g *Guard) join(key []byte, send func(*flight, ticket)) *flight {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if f := g.flights[string(key)]; f != nil {
@@ -138,83 +201,117 @@ func (g *Guard) join(key []byte, r *Request) *flight {
 	f := &flight{done: make(chan struct{})}
 	name := string(key)
 	g.flights[name] = f
-	go g.fly(f, name, g.cache.now(), r)
+	send(f, ticket{name, g.cache.now()})
 	return f
 }
 
-// wait gives up with ctx or at the deadline: also on a flight that somebody
+// deadline gives ctx the timeout of a question.
+func (g *Guard) deadline(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, g.cfg.Timeout, g.tooLate)
+}
+
+// wait gives up with ctx, which has the deadline: also on a flight that somebody
 // else began, and on an engine that forgets its own deadline.
 func (g *Guard) wait(ctx context.Context, f *flight) Decision {
-	timer := time.NewTimer(g.cfg.Timeout)
-	defer timer.Stop()
 	select {
 	case <-f.done:
 		return f.decision
 	case <-ctx.Done():
-		return Fail(KindTimeout, fmt.Errorf("asking the policy engine: %w", context.Cause(ctx)))
-	case <-timer.C:
 	}
 	select {
 	case <-f.done: // at the same moment, and it knows better why
 		return f.decision
 	default:
-		return Fail(KindTimeout, g.late())
+		cause := context.Cause(ctx)
+		if !errors.Is(cause, g.tooLate) {
+			cause = fmt.Errorf("asking the policy engine: %w", cause)
+		}
+		return Fail(KindTimeout, cause)
 	}
 }
 
-func (g *Guard) late() error {
-	return fmt.Errorf("the policy engine gave no answer within %s: %w", g.cfg.Timeout, context.DeadlineExceeded)
+// fly gets the answer to one question for all who wait for it.
+func (g *Guard) fly(f *flight, t ticket, r *Request) {
+	asked := time.Now()
+	g.land(f, t, asked, g.ask(func(ctx context.Context) []Decision {
+		return []Decision{g.engine.Decide(ctx, r)}
+	}, 1)[0])
 }
 
-// fly gets the answer to one question for all who wait for it. The cache is
-// filled before the flight is taken off the list, so that nobody finds neither.
-func (g *Guard) fly(f *flight, key string, age uint64, r *Request) {
+// flyTogether gets the answers to several questions in one call.
+func (g *Guard) flyTogether(engine BatchDecider, some []boarding) {
+	rs := make([]*Request, len(some))
+	for i, b := range some {
+		rs[i] = b.request
+	}
 	asked := time.Now()
-	f.decision = g.ask(r)
-	if key != "" {
-		g.cache.put(key, age, asked, f.decision)
+	answers := g.ask(func(ctx context.Context) []Decision { return DecideAll(ctx, engine, rs) }, len(rs))
+	for i, b := range some {
+		g.land(b.flight, b.ticket, asked, answers[i])
+	}
+}
+
+// land hands out an answer. The cache is filled before the flight is taken off
+// the list, so that nobody finds neither.
+func (g *Guard) land(f *flight, t ticket, asked time.Time, d Decision) {
+	f.decision = d
+	if t.key != "" {
+		g.cache.put(t.key, t.age, asked, d)
 		g.mu.Lock()
-		if g.flights[key] == f {
-			delete(g.flights, key)
+		if g.flights[t.key] == f {
+			delete(g.flights, t.key)
 		}
 		g.mu.Unlock()
 	}
 	close(f.done)
 }
 
-// ask takes a place, asks the breaker and then the engine.
-func (g *Guard) ask(r *Request) Decision {
+// ask takes a place, asks the breaker and then the engine about n questions.
+func (g *Guard) ask(call func(context.Context) []Decision, n int) []Decision {
 	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.Timeout)
 	defer cancel()
 	select {
 	case g.places <- struct{}{}:
 	case <-ctx.Done():
-		return Fail(KindLimit, errLimit)
+		return failAll(n, KindLimit, errLimit)
 	}
 	defer func() { <-g.places }()
+	if deadline, _ := ctx.Deadline(); !time.Now().Before(deadline) { // both at the same moment
+		return failAll(n, KindLimit, errLimit)
+	}
 	// Only now: while we waited the breaker may have opened.
 	epoch, ok := g.breaker.admit()
 	if !ok {
-		return Fail(KindBreakerOpen, errBreakerOpen)
+		return failAll(n, KindBreakerOpen, errBreakerOpen)
 	}
-	d := g.call(ctx, r)
-	if d.Outcome != Allow && d.Outcome != Deny && ctx.Err() != nil {
-		d = Fail(KindTimeout, g.late()) // whatever the engine calls it
+	answers := g.call(ctx, call, n)
+	best := sick
+	for i, d := range answers {
+		if d.Outcome != Allow && d.Outcome != Deny && ctx.Err() != nil {
+			answers[i] = Fail(KindTimeout, g.tooLate) // whatever the engine calls it
+		}
+		if h := healthOf(answers[i]); h == healthy || h == silent && best == sick {
+			best = h // one answer shows that the engine lives
+		}
 	}
-	g.breaker.report(epoch, healthOf(d))
-	return d
+	g.breaker.report(epoch, best)
+	return answers
+}
+
+func failAll(n int, kind Kind, err error) []Decision {
+	return slices.Repeat([]Decision{Fail(kind, err)}, n)
 }
 
 // call keeps a panic of the engine from ending the process: this goroutine has
 // no caller who could.
-func (g *Guard) call(ctx context.Context, r *Request) (d Decision) {
+func (g *Guard) call(ctx context.Context, call func(context.Context) []Decision, n int) (answers []Decision) {
 	defer func() {
 		if p := recover(); p != nil {
 			if g.cfg.Panicked != nil {
 				g.cfg.Panicked(p, debug.Stack())
 			}
-			d = Fail(KindPanic, fmt.Errorf("policy engine panicked: %v", p))
+			answers = failAll(n, KindPanic, fmt.Errorf("policy engine panicked: %v", p))
 		}
 	}()
-	return g.engine.Decide(ctx, r)
+	return call(ctx)
 }

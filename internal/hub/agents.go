@@ -25,6 +25,7 @@ type agent struct {
 	links  []*link
 	since  time.Time           // when the first of its links came up; zero without links
 	ended  map[int]wire.Reason // why the last link of a slot ended, until it is back
+	coming int                 // sessions that wait for policy to be placed with it
 }
 
 func newAgent(id string, stats *obs.Agent, memory int64) *agent {
@@ -260,11 +261,9 @@ func (h *Hub) unregister(l *link, err error) {
 	}
 }
 
-// candidates returns the links that may carry a session of the connector, best
+// candidatesLocked returns the links that may carry a session of the connector, best
 // first: per agent in the order that the balance gives, its emptiest link.
-func (h *Hub) candidates(c *connector, k *Connector) []*link {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+func (h *Hub) candidatesLocked(c *connector, k *Connector) []*link {
 	type choice struct {
 		link *link
 		load int
@@ -273,7 +272,7 @@ func (h *Hub) candidates(c *connector, k *Connector) []*link {
 	for _, id := range k.Agents {
 		if a := h.agents[id]; a != nil {
 			if l, load := a.bestLink(c.name); l != nil {
-				found = append(found, choice{l, load})
+				found = append(found, choice{l, load + a.coming})
 			}
 		}
 	}

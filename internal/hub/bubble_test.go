@@ -153,7 +153,7 @@ func (m *member) renew(token string) wire.AuthAck {
 // guest is a client inside of a bubble.
 type guest struct {
 	net.Conn
-	t   *testing.T
+	t   testing.TB
 	out chan Outcome
 }
 

@@ -21,6 +21,7 @@ const (
 	DefaultQueueDepth       = 256 // frames: 4 MiB, which fills 500 Mbit/s at 40 ms with room to spare
 	DefaultConnectTimeout   = 3 * time.Second
 	DefaultAuthGrace        = 30 * time.Second
+	DefaultGrace            = 15 * time.Second
 )
 
 // Config is what the hub works by. It must not be changed after Apply.
@@ -80,6 +81,9 @@ type Connector struct {
 	ConnectTimeout, IdleTimeout time.Duration
 	// LDAP makes abnormal ends known to clients by a Notice of Disconnection.
 	LDAP bool
+	// Grace is how long a live session goes on while policy cannot be asked
+	// about it again; 0 means 15 s, and below 0 it ends at the first error.
+	Grace time.Duration
 	// Decider judges each connection. It is never nil.
 	Decider authz.Decider
 }
@@ -119,6 +123,7 @@ func (c *Config) setDefaults() {
 	for _, k := range c.Connectors {
 		setDefault(&k.QueueDepth, DefaultQueueDepth)
 		setDefault(&k.ConnectTimeout, DefaultConnectTimeout)
+		setDefault(&k.Grace, DefaultGrace)
 		setDefault(&k.Balance, BalanceLeastSessions)
 	}
 }

@@ -139,7 +139,7 @@ func (k *keeper) tellOver() *tunnel.LinkError {
 
 // adoptLocked makes id the link's identity. It returns the sessions that it
 // does not cover, which the caller ends without the lock. One that is being
-// opened meanwhile finds the generation changed and is placed again.
+// opened meanwhile finds the policy changed and is placed again.
 func (h *Hub) adoptLocked(l *link, id *Identity) (cut []*session) {
 	before := l.identity.Swap(id)
 	on := make(map[*tunnel.Session]bool)
@@ -150,8 +150,8 @@ func (h *Hub) adoptLocked(l *link, id *Identity) (cut []*session) {
 		if !before.covers(name) || id.covers(name) {
 			continue
 		}
-		h.generation++
 		if c := h.connectors[name]; c != nil {
+			h.policyChangedLocked(c)
 			for s := range c.sessions {
 				if on[s.tunnel.Load()] {
 					cut = append(cut, s)

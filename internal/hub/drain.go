@@ -88,6 +88,7 @@ func (h *Hub) Drain(ctx context.Context) DrainReport {
 	}
 	d.report.Finished = d.started - len(d.report.Cut)
 	d.report.Links = h.closeLinks()
+	h.stopJudging()
 	d.report.Took = time.Since(began)
 	h.logger().Info("hub drained", zap.Int("finished", d.report.Finished), zap.Int("cut", len(d.report.Cut)),
 		zap.Strings("cut_sessions", d.report.Cut), zap.Int("links", d.report.Links), zap.Duration("took", d.report.Took))

@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/nowconnect/nowconnect/internal/loglimit"
 	"github.com/nowconnect/nowconnect/internal/obs"
 	"github.com/nowconnect/nowconnect/internal/wire"
 )
@@ -23,15 +24,22 @@ type Hub struct {
 	log     atomic.Pointer[zap.Logger]
 	boot    string        // makes session names unique over restarts
 	serial  atomic.Uint64 // of session names
+	audit   atomic.Pointer[audit]
+	unknown connector // stands for all that are not configured, in the audit
 
-	mu         sync.Mutex // guards all below
-	cfg        *Config    // nil before the first Apply
-	generation uint64
+	judging  sync.WaitGroup  // whoever judges live sessions
+	judgment context.Context // of their questions
+	silence  context.CancelFunc
+
+	mu         sync.Mutex    // guards all below
+	cfg        *Config       // nil before the first Apply
 	changed    chan struct{} // closed and replaced by each Apply
 	connectors map[string]*connector
 	agents     map[string]*agent
 	live       int // sessions over all connectors
+	leases     leases
 	drain      *drain
+	closed     bool // nobody is judged any more
 }
 
 // connector is the lasting side of a configured connector: its statistics and
@@ -42,6 +50,11 @@ type connector struct {
 	sessions map[*session]struct{}
 	clients  map[string]int // live sessions per client IP
 	turn     int            // for round robin
+	refused  *loglimit.Limiter
+
+	epoch  uint64     // changes with the policy: what was decided in another one counts no more
+	queue  []*session // live sessions to be judged
+	judges int        // goroutines at it
 }
 
 // New returns a hub that serves nothing until Apply. It starts nothing.
@@ -53,8 +66,12 @@ func New(log *zap.Logger, m *obs.Metrics) *Hub {
 		changed:    make(chan struct{}),
 		connectors: make(map[string]*connector),
 		agents:     make(map[string]*agent),
+		leases:     leases{born: time.Now()},
+		unknown:    connector{refused: loglimit.New(10, 50)},
 	}
+	h.judgment, h.silence = context.WithCancel(context.Background())
 	h.SetLogger(log)
+	h.SetAudit(nil, 0)
 	return h
 }
 
@@ -78,7 +95,6 @@ func (h *Hub) Apply(cfg *Config) {
 	cfg.setDefaults()
 	h.mu.Lock()
 	h.cfg = cfg
-	h.generation++
 	for name := range cfg.Connectors {
 		h.connectorLocked(name)
 	}
@@ -90,9 +106,12 @@ func (h *Hub) Apply(cfg *Config) {
 	}
 	close(h.changed)
 	h.changed = make(chan struct{})
+	for _, c := range h.connectors {
+		h.policyChangedLocked(c)
+	}
 	h.forgetUnusedLocked()
 	h.mu.Unlock()
-	go h.judgeAgain(cfg)
+	go h.judgeLinks(cfg)
 }
 
 // connectorLocked returns the lasting side of a connector, made on first use.
@@ -102,6 +121,7 @@ func (h *Hub) connectorLocked(name string) *connector {
 		c = &connector{
 			name: name, stats: h.metrics.Connector(name),
 			sessions: make(map[*session]struct{}), clients: make(map[string]int),
+			refused: loglimit.New(10, 50),
 		}
 		h.connectors[name] = c
 	}
@@ -178,13 +198,9 @@ func (h *Hub) config() *Config {
 	return h.cfg
 }
 
-// judgeWorkers bounds how many live sessions are judged at once after Apply:
-// enough to hide a remote PDP's latency, few enough not to flood it.
-const judgeWorkers = 32
-
-// judgeAgain ends what the new configuration does not allow. A later Apply
-// makes it stop: its own judging covers everything.
-func (h *Hub) judgeAgain(cfg *Config) {
+// judgeLinks ends the links whose credential the new configuration does not
+// know. A later Apply makes it stop: its own judging covers everything.
+func (h *Hub) judgeLinks(cfg *Config) {
 	h.mu.Lock()
 	if h.cfg != cfg {
 		h.mu.Unlock()
@@ -193,12 +209,6 @@ func (h *Hub) judgeAgain(cfg *Config) {
 	var links []*link
 	for _, a := range h.agents {
 		links = append(links, a.links...)
-	}
-	var sessions []*session
-	for _, c := range h.connectors {
-		for s := range c.sessions {
-			sessions = append(sessions, s)
-		}
 	}
 	h.mu.Unlock()
 
@@ -209,21 +219,4 @@ func (h *Hub) judgeAgain(cfg *Config) {
 			go l.Close(wire.ReasonRevoked, "credential is no longer valid")
 		}
 	}
-	work := make(chan *session)
-	var wg sync.WaitGroup
-	for range min(judgeWorkers, len(sessions)) {
-		wg.Go(func() {
-			for s := range work {
-				h.judge(cfg, s)
-			}
-		})
-	}
-	for _, s := range sessions {
-		if h.config() != cfg {
-			break
-		}
-		work <- s
-	}
-	close(work)
-	wg.Wait()
 }

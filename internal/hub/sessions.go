@@ -2,11 +2,9 @@ package hub
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -48,15 +46,20 @@ type Outcome struct {
 
 // session is one client connection, from its admission to its end.
 type session struct {
-	name     string
-	conn     *connector // set for good by admit
-	client   *Client
-	started  time.Time
-	cancel   context.CancelFunc // stops the decision and placement
-	verdict  atomic.Pointer[verdict]
-	tunnel   atomic.Pointer[tunnel.Session] // nil until policy in force has said yes; agent is set before
-	agent    atomic.Pointer[string]
-	decision authz.Decision // owned by ServeClient
+	name    string
+	conn    *connector // set for good by admit
+	client  *Client
+	started time.Time
+	sampled bool               // its allows go into the audit
+	cancel  context.CancelFunc // stops the decision and placement
+	verdict atomic.Pointer[verdict]
+	tunnel  atomic.Pointer[tunnel.Session] // nil until policy in force has said yes; agent is set before
+	agent   atomic.Pointer[string]
+	meter   meter
+
+	decision authz.Decision // the latest that counted; ServeClient's until tunnel is set, then guarded by Hub.mu
+	asked    atomic.Int32   // how many decisions there were
+	permit   permit         // guarded by Hub.mu
 }
 
 // verdict is why a session was ended before or while it was carried.
@@ -65,15 +68,24 @@ type verdict struct {
 	message string
 }
 
-// end ends the session from any goroutine.
-func (s *session) end(r wire.Reason, message string) {
+// end ends the session from any goroutine. It reports whether this call did.
+func (s *session) end(r wire.Reason, message string) bool {
 	if !s.verdict.CompareAndSwap(nil, &verdict{r, message}) {
-		return
+		return false
 	}
 	s.cancel()
 	if t := s.tunnel.Load(); t != nil {
 		t.Reset(r, message)
 	}
+	return true
+}
+
+// server returns the agent that the session is placed with; empty before.
+func (s *session) server() string {
+	if a := s.agent.Load(); a != nil {
+		return *a
+	}
+	return ""
 }
 
 // ServeClient judges a connection, places it with an agent, and moves its
@@ -85,7 +97,9 @@ func (h *Hub) ServeClient(ctx context.Context, cl *Client) Outcome {
 	ep := tunnel.Endpoint{Conn: cl.Conn, TCP: cl.TCP, Prefix: cl.Prefix}
 	if c == nil {
 		ep.Close(wire.ReasonNoAgent)
-		return Outcome{Reason: wire.ReasonNoAgent, Message: fmt.Sprintf("no connector %q is configured", cl.Connector), Duration: time.Since(started)}
+		out := Outcome{Reason: wire.ReasonNoAgent, Message: fmt.Sprintf("no connector %q is configured", cl.Connector), Duration: time.Since(started)}
+		h.auditEnd(&session{conn: &h.unknown, client: cl}, &out)
+		return out
 	}
 	if k.LDAP {
 		w := newLDAPWatch(cl.Prefix)
@@ -94,10 +108,13 @@ func (h *Hub) ServeClient(ctx context.Context, cl *Client) Outcome {
 	c.stats.Accepted()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	s := &session{name: h.sessionName(), conn: c, client: cl, started: started, cancel: cancel}
+	s := &session{name: h.sessionName(), conn: c, client: cl, started: started, sampled: h.audit.Load().sample(), cancel: cancel}
 	out := Outcome{Session: s.name}
 	if v := h.admit(s, k); v != nil {
 		ep.Close(v.reason)
+		if v.reason == wire.ReasonDenied {
+			h.auditDecision(s, &question{phase: phaseAccept, answer: s.decision})
+		}
 		out.Reason, out.Message = v.reason, v.message
 	} else {
 		res := func() tunnel.Result {
@@ -106,15 +123,14 @@ func (h *Hub) ServeClient(ctx context.Context, cl *Client) Outcome {
 		}()
 		out.Reason, out.Message = res.Reason, res.Message
 		out.BytesC2A, out.BytesA2C = res.Sent, res.Received
-		h.count(c, res)
+		h.count(s.conn, res)
 	}
-	if a := s.agent.Load(); a != nil {
-		out.Agent = *a
-	}
+	out.Agent = s.server()
 	out.Decision = s.decision
 	out.Duration = time.Since(started)
 	c.stats.Closed(out.Reason)
 	c.stats.Duration(out.Duration)
+	h.auditEnd(s, &out)
 	return out
 }
 
@@ -132,7 +148,7 @@ func (h *Hub) admit(s *session, k *Connector) *verdict {
 	case h.drain != nil:
 		return &verdict{wire.ReasonDraining, "hub is draining"}
 	case !k.permits(addr):
-		return &verdict{wire.ReasonDenied, "source address is not in allow_cidrs"}
+		return refusal(s.outside())
 	case h.live >= h.cfg.MaxSessions:
 		return &verdict{wire.ReasonLimit, fmt.Sprintf("max_sessions %d of the hub", h.cfg.MaxSessions)}
 	case k.MaxSessions > 0 && len(c.sessions) >= k.MaxSessions:
@@ -140,6 +156,7 @@ func (h *Hub) admit(s *session, k *Connector) *verdict {
 	case k.MaxSessionsPerClient > 0 && c.clients[key] >= k.MaxSessionsPerClient:
 		return &verdict{wire.ReasonLimit, fmt.Sprintf("max_sessions_per_client %d", k.MaxSessionsPerClient)}
 	}
+	s.meter = meter{Connector: c.stats, session: s}
 	c.sessions[s] = struct{}{}
 	c.clients[key]++
 	h.live++
@@ -152,6 +169,7 @@ func (h *Hub) dismiss(s *session) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(c.sessions, s)
+	h.leases.remove(s)
 	if c.clients[key]--; c.clients[key] <= 0 {
 		delete(c.clients, key)
 	}
@@ -177,127 +195,6 @@ func (h *Hub) carry(ctx context.Context, s *session, ep tunnel.Endpoint) tunnel.
 	return ts.Run(ep)
 }
 
-// open asks policy and opens the session with an agent. When the configuration
-// changed meanwhile, neither a yes nor a no of the old one counts and policy is
-// asked again: the answer must be the one in force when the first byte flows.
-// Only then is s.tunnel set, under the lock that Apply takes.
-func (h *Hub) open(ctx context.Context, s *session) (*tunnel.Session, *verdict) {
-	for {
-		h.mu.Lock()
-		k, generation := h.cfg.Connectors[s.conn.name], h.generation
-		h.mu.Unlock()
-		if k == nil {
-			return nil, &verdict{wire.ReasonRevoked, "connector was removed"}
-		}
-		v := h.decide(ctx, s, k)
-		var ts *tunnel.Session
-		if v == nil && h.current(generation) { // else the agent would dial for nothing
-			ts, v = h.place(s, k)
-		}
-		h.mu.Lock()
-		same := h.generation == generation
-		if same {
-			s.tunnel.Store(ts)
-		}
-		h.mu.Unlock()
-		if same || ctx.Err() != nil && v != nil {
-			return ts, v
-		}
-		if ts != nil {
-			ts.Reset(wire.ReasonRevoked, "configuration changed")
-			s.agent.Store(nil)
-		}
-	}
-}
-
-// current reports whether no configuration was applied since.
-func (h *Hub) current(generation uint64) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.generation == generation
-}
-
-// decide asks the connector's Decider.
-func (h *Hub) decide(ctx context.Context, s *session, k *Connector) *verdict {
-	if !k.permits(s.client.Addr.Addr()) {
-		return &verdict{wire.ReasonDenied, "source address is not in allow_cidrs"}
-	}
-	asked := time.Now()
-	d := k.Decider.Decide(ctx, h.request(s))
-	s.conn.stats.PDP(d.Outcome, d.Cached, time.Since(asked))
-	s.decision = d
-	return refusal(d)
-}
-
-// refusal returns the verdict that follows from a decision; nil for Allow.
-func refusal(d authz.Decision) *verdict {
-	switch d.Outcome {
-	case authz.Allow:
-		return nil
-	case authz.Deny:
-		return &verdict{wire.ReasonDenied, d.Reason}
-	default:
-		message := d.Reason
-		if d.Err != nil {
-			message = d.Err.Error()
-		}
-		return &verdict{wire.ReasonPDPError, message}
-	}
-}
-
-// request puts the question in AuthZEN form.
-func (h *Hub) request(s *session) *authz.Request {
-	cl := s.client
-	ip := cl.Addr.Addr().Unmap().String()
-	r := &authz.Request{
-		Subject:  authz.Entity{Type: "ip", ID: ip},
-		Action:   authz.Action{Name: authz.ActionConnect},
-		Resource: authz.Entity{Type: "connector", ID: s.conn.name},
-		Context: map[string]any{
-			"time": time.Now().UTC().Format(time.RFC3339), "cid": s.name,
-			"source_ip": ip, "source_port": int(cl.Addr.Port()), "listener": cl.Listener,
-		},
-	}
-	if cfg := h.config(); cfg != nil && cfg.ID != "" {
-		r.Context["hub"] = cfg.ID
-	}
-	if cl.Subject != nil {
-		r.Subject = *cl.Subject
-	}
-	if cl.SNI != "" {
-		r.Context["sni"] = cl.SNI
-	}
-	return r
-}
-
-// place opens the session on the best link that takes it.
-func (h *Hub) place(s *session, k *Connector) (*tunnel.Session, *verdict) {
-	v := &verdict{wire.ReasonNoAgent, "no agent that may serve the connector is connected"}
-	for _, l := range h.candidates(s.conn, k) {
-		ts, err := l.Open(wire.Open{
-			Connector: s.conn.name, Session: s.name, Client: s.client.Addr.String(),
-			ConnectTimeout: k.ConnectTimeout.Milliseconds(),
-		}, tunnel.SessionConfig{
-			Observer:       s.conn.stats,
-			MaxWindow:      uint32(min(int64(k.QueueDepth)*wire.MaxFrame, wire.MaxWindow)),
-			ConnectTimeout: k.ConnectTimeout,
-			IdleTimeout:    k.IdleTimeout,
-			OnOpened:       func() { s.conn.stats.OpenTime(time.Since(s.started)) },
-		})
-		if err == nil {
-			s.agent.Store(&l.agent.id)
-			return ts, nil
-		}
-		switch {
-		case errors.Is(err, tunnel.ErrBudget):
-			v = &verdict{wire.ReasonLimit, "agent_memory of agent " + l.agent.id}
-		case errors.Is(err, tunnel.ErrCongested):
-			v = &verdict{wire.ReasonLimit, "the link to agent " + l.agent.id + " is congested"}
-		}
-	}
-	return nil, v
-}
-
 // count records what went wrong with a carried session.
 func (h *Hub) count(c *connector, r tunnel.Result) {
 	switch r.Reason {
@@ -318,36 +215,3 @@ func (h *Hub) count(c *connector, r tunnel.Result) {
 		}
 	}
 }
-
-// judge ends a live session that cfg does not allow.
-func (h *Hub) judge(cfg *Config, s *session) {
-	k := cfg.Connectors[s.conn.name]
-	switch {
-	case k == nil:
-		s.end(wire.ReasonRevoked, "connector was removed")
-		return
-	case s.tunnel.Load() == nil:
-		return // not placed yet: open asks again by itself
-	case !slices.Contains(k.Agents, *s.agent.Load()):
-		s.end(wire.ReasonRevoked, "agent may no longer serve the connector")
-		return
-	case !k.permits(s.client.Addr.Addr()):
-		s.end(wire.ReasonDenied, "source address is no longer in allow_cidrs")
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), judgeTimeout)
-	defer cancel()
-	asked := time.Now()
-	d := k.Decider.Decide(ctx, h.request(s))
-	s.conn.stats.PDP(d.Outcome, d.Cached, time.Since(asked))
-	if h.config() != cfg {
-		return // the newer configuration judges, and its Decider is the one to ask
-	}
-	if v := refusal(d); v != nil {
-		s.end(v.reason, v.message)
-	}
-}
-
-// judgeTimeout bounds one decision about a live session; a Decider has its own
-// timeout, this is for one that forgets it.
-const judgeTimeout = 30 * time.Second

@@ -299,7 +299,7 @@ func TestLiveSessionsAreJudgedAgain(t *testing.T) {
 		"agent is taken off the connector": {config(dir("a2")), wire.ReasonRevoked},
 		"source is no longer allowed":      {config(narrow), wire.ReasonDenied},
 		"policy says no":                   {config(with(dir("a1"), denyAll())), wire.ReasonDenied},
-		"policy cannot be asked":           {config(with(dir("a1"), failing)), wire.ReasonPDPError},
+		"policy cannot be asked":           {config(graced(with(dir("a1"), failing), -1)), wire.ReasonPDPError},
 		"nothing changes":                  {config(dir("a1")), wire.ReasonFin},
 	} {
 		t.Run(name, func(t *testing.T) {

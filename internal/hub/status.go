@@ -48,7 +48,7 @@ type LinkStatus struct {
 
 // SessionStatus is one live session.
 type SessionStatus struct {
-	Session     string    `json:"session"`
+	Session     string    `json:"cid"`
 	Connector   string    `json:"connector"`
 	Client      string    `json:"client"`
 	Agent       string    `json:"agent,omitempty"` // empty until placed

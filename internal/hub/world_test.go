@@ -27,13 +27,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // world is a hub, with whatever agents, targets and clients a test adds, all
 // on real sockets. Its cleanup closes the hub and waits for everybody.
 type world struct {
-	t     *testing.T
+	t     testing.TB
 	h     *Hub
 	wg    sync.WaitGroup
 	names int
 }
 
-func newWorld(t *testing.T, cfg *Config) *world {
+func newWorld(t testing.TB, cfg *Config) *world {
 	t.Helper()
 	w := &world{t: t, h: New(zap.NewNop(), obs.New(obs.Options{}))}
 	t.Cleanup(func() { w.h.Close(); w.wg.Wait() })
@@ -62,9 +62,10 @@ type login struct {
 	id, instance string
 	slot         int
 	connectors   []string
-	identity     *Identity     // what the credential proves; nil = id, without scope
-	target       string        // address to dial; empty = an echo server
-	hold         chan struct{} // not nil: answer no OPEN before it is closed
+	identity     *Identity             // what the credential proves; nil = id, without scope
+	target       string                // address to dial; empty = an echo server
+	hold         chan struct{}         // not nil: answer no OPEN before it is closed
+	serve        func(*tunnel.Session) // in place of dialing target
 }
 
 // peer is an agent's end of a link.
@@ -108,6 +109,10 @@ func (w *world) shake(l *login) (*peer, error) {
 		target = w.echo()
 	}
 	p.Link = tunnel.NewAgentLink(c, tunnel.Config{OnOpen: func(s *tunnel.Session) {
+		if l.serve != nil {
+			w.wg.Go(func() { l.serve(s) })
+			return
+		}
 		w.wg.Go(func() { serveTarget(s, target, l.hold) })
 	}})
 	w.wg.Go(func() { p.ended <- p.Serve(context.Background()) })
@@ -196,7 +201,7 @@ func (w *world) echo() string {
 // client is one client connection, seen from outside.
 type client struct {
 	*net.TCPConn
-	t   *testing.T
+	t   testing.TB
 	out chan Outcome
 }
 

@@ -108,8 +108,8 @@ var environment = sync.OnceValues(func() (*cel.Env, error) {
 
 // expression is a compiled one. It is read-only.
 type expression struct {
-	program     cel.Program
-	time, agent bool // it looks at them
+	program cel.Program
+	time    bool // it looks at it
 }
 
 func newExpression(source string) (*expression, error) {
@@ -155,7 +155,6 @@ func (e *expression) inspect(tree *ast.AST, source string) error {
 		switch x.Kind() {
 		case ast.IdentKind:
 			e.time = e.time || x.AsIdent() == "time"
-			e.agent = e.agent || x.AsIdent() == "agent"
 		case ast.CallKind:
 			if err := checkLiteral(x.AsCall()); err != nil {
 				l := tree.SourceInfo().GetStartLocation(x.ID())

@@ -43,12 +43,21 @@ type Rule struct {
 	// `uri:spiffe://corp/*`, `email:a@example.com`, `email:*@example.com`.
 	ClientSANs []string `json:"client_sans,omitempty"`
 
-	// Agents names the agents that would serve the connection. As long as the
-	// request does not tell the agent, what hangs on it is an error.
+	// Agents names the agents that would serve the connection. The rule does not
+	// choose among them: the hub chooses, and the rule is about its choice.
 	Agents []string `json:"agents,omitempty"`
 
 	// Expression is a CEL expression that must be true.
 	Expression string `json:"expression,omitempty"`
+
+	// MaxDuration ends the sessions that the rule allows at that age, counted
+	// from when the connection was accepted, such as `8h`. From 1s. Default: no
+	// bound.
+	MaxDuration string `json:"max_duration,omitempty"`
+
+	// MaxBytes ends the sessions that the rule allows before more than so many
+	// bytes have passed, both directions together. Default: no bound.
+	MaxBytes int64 `json:"max_bytes,omitempty"`
 }
 
 // Time is a stretch of time that comes again every week. It is read on the

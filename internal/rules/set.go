@@ -45,7 +45,6 @@ type Set struct {
 	ids       []string
 	connector map[string]*lists // by connector, for those that a rule names
 	rest      *lists            // for all others
-	agents    []string          // ids of the rules that ask for the agent
 }
 
 // lists are the rules that can apply to one connector.
@@ -82,9 +81,6 @@ func Compile(knows func(connector string) bool, sources ...Source) (*Set, error)
 			digest.Write(append(b, '\n'))
 			s.ids = append(s.ids, r.ID)
 			all = append(all, c)
-			if len(c.agents) > 0 || c.expression != nil && c.expression.agent {
-				s.agents = append(s.agents, r.ID)
-			}
 		}
 	}
 	s.hash = hex.EncodeToString(digest.Sum(nil)[:6])
@@ -131,9 +127,6 @@ func (s *Set) Hash() string { return s.hash }
 // Len returns the number of rules.
 func (s *Set) Len() int { return len(s.ids) }
 
-// AskingForAgent lists the ids of rules that hang on the agent.
-func (s *Set) AskingForAgent() []string { return s.agents }
-
 // compiled is a rule that can be asked. It is read-only.
 type compiled struct {
 	id         string
@@ -145,6 +138,9 @@ type compiled struct {
 	sans       []sanPattern
 	agents     []string
 	expression *expression
+
+	maxDuration time.Duration // 0: no bound
+	maxBytes    int64
 }
 
 func compile(r *Rule, knows func(string) bool) (*compiled, error) {
@@ -185,6 +181,9 @@ func compile(r *Rule, knows func(string) bool) (*compiled, error) {
 			return nil, &FieldError{"expression", err}
 		}
 	}
+	if err := c.compileObligations(r); err != nil {
+		return nil, err
+	}
 	if !c.deny && !c.conditional() {
 		return nil, fieldErrorf("effect", "allow without a condition lets everybody in; if that is meant, write the sources 0.0.0.0/0 and ::/0")
 	}
@@ -202,6 +201,26 @@ func (c *compiled) compileNames(r *Rule, knows func(string) bool) error {
 	}
 	if err := checkNames(r.Agents); err != nil {
 		return &FieldError{"agents", err}
+	}
+	return nil
+}
+
+// compileObligations reads what a permit is given under.
+func (c *compiled) compileObligations(r *Rule) error {
+	if r.MaxDuration != "" {
+		var err error
+		if c.maxDuration, err = time.ParseDuration(r.MaxDuration); err != nil || c.maxDuration < time.Second {
+			return fieldErrorf("max_duration", "%q is not a duration of a second or more, such as 8h", r.MaxDuration)
+		}
+	}
+	if c.maxBytes = r.MaxBytes; c.maxBytes < 0 {
+		return fieldErrorf("max_bytes", "%d is negative", c.maxBytes)
+	}
+	if c.deny && c.maxDuration != 0 {
+		return fieldErrorf("max_duration", "a rule that denies permits nothing")
+	}
+	if c.deny && c.maxBytes != 0 {
+		return fieldErrorf("max_bytes", "a rule that denies permits nothing")
 	}
 	return nil
 }
@@ -263,6 +282,7 @@ func (s *Set) Decide(r *authz.Request) authz.Decision {
 		switch c.match(&f) {
 		case yes:
 			d.Outcome, d.Reason, d.Lease = authz.Allow, c.id, f.lease()
+			d.MaxDuration, d.MaxBytes = c.maxDuration, c.maxBytes
 			return d
 		case unknown:
 			if doubt == nil {

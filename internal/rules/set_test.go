@@ -176,6 +176,22 @@ func TestDecisions(t *testing.T) {
 	}
 }
 
+// What a permit is given under is that of the rule that gives it.
+func TestObligations(t *testing.T) {
+	s := mustCompile(t, allow("a", Rule{Sources: []string{"10.0.0.0/16"}, MaxDuration: "8h", MaxBytes: 5}),
+		allow("b", Rule{Sources: private, MaxDuration: "1h"}), deny("d", Rule{Sources: []string{"10.0.0.1"}}))
+	for addr, want := range map[string]authz.Decision{
+		"10.0.0.2": {Outcome: authz.Allow, Reason: "a", MaxDuration: 8 * time.Hour, MaxBytes: 5},
+		"10.1.0.1": {Outcome: authz.Allow, Reason: "b", MaxDuration: time.Hour},
+		"10.0.0.1": {Outcome: authz.Deny, Reason: "d"},
+	} {
+		want.Policy = s.Hash()
+		if d := s.Decide(request("c", addr, nil)); d != want {
+			t.Errorf("%s: %+v", addr, d)
+		}
+	}
+}
+
 func TestErrorsSayWhatIsMissing(t *testing.T) {
 	for want, r := range map[string]Rule{
 		`rule "r" cannot be decided: the request does not tell the agent`:        {Agents: []string{"p-1"}},
@@ -234,6 +250,11 @@ func TestMistakes(t *testing.T) {
 		"client_sans: \"sp": {Effect: "deny", ClientSANs: []string{"uri:spiffe://*"}},
 		"client_sans: \"*@": {Effect: "deny", ClientSANs: []string{"email:*@*.com"}},
 		"client_sans: \"ip": {Effect: "deny", ClientSANs: []string{"ip:10.0.0.1"}},
+		"max_duration: \"a": {Effect: "allow", Sources: private, MaxDuration: "a day"},
+		"max_duration: \"0": {Effect: "allow", Sources: private, MaxDuration: "0.5s"},
+		"max_duration: a r": {Effect: "deny", MaxDuration: "1h"},
+		"max_bytes: -1 is ": {Effect: "allow", Sources: private, MaxBytes: -1},
+		"max_bytes: a rule": {Effect: "deny", MaxBytes: 1},
 		"agents: empty":     {Effect: "deny", Agents: []string{}},
 		"expression: colum": {Effect: "deny", Expression: "connector =="},
 		"expression: line ": {Effect: "deny", Expression: "true &&\n conector == 'a'"},

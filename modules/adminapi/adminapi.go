@@ -37,6 +37,13 @@ func init() {
 //   - `GET /nowconnect/agents`: agents with their links, and connectors.
 //   - `GET /nowconnect/sessions?connector=<name>`: live sessions, of one
 //     connector or of all.
+//   - `POST /nowconnect/sessions/revoke`: end live sessions. The body is JSON with
+//     one or more of `cid`, `connector`, `agent` and `source` (an address or a
+//     network), all of which must hold, and optionally a `reason` for the audit;
+//     the answer tells which sessions were ended.
+//   - `POST /nowconnect/reevaluate`: the policy has changed behind a policy
+//     decision point; forget its answers and judge all live sessions again. The
+//     body is JSON, `{}` or `{"connector": "addomain"}`.
 //   - `POST /nowconnect/drain`: take the hub out of service. The body is JSON,
 //     `{}` or `{"timeout": "30s"}`; the answer, once all is over, the report.
 //     There is no way back but a restart.
@@ -58,7 +65,9 @@ func (API) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{
 		{Pattern: "/nowconnect/agents", Handler: get(agents)},
 		{Pattern: "/nowconnect/sessions", Handler: get(sessions)},
-		{Pattern: "/nowconnect/drain", Handler: caddy.AdminHandlerFunc(drain)},
+		{Pattern: "/nowconnect/sessions/revoke", Handler: post(revoke)},
+		{Pattern: "/nowconnect/reevaluate", Handler: post(reevaluate)},
+		{Pattern: "/nowconnect/drain", Handler: post(drain)},
 	}
 }
 
@@ -80,6 +89,55 @@ func get(answer func(*nowconnect.App, *http.Request) (any, error)) caddy.AdminHa
 	})
 }
 
+// post makes a handler that changes something as its JSON body says.
+func post[T any](act func(*nowconnect.App, T) (any, error)) caddy.AdminHandler {
+	return caddy.AdminHandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+		if err := allow(r, http.MethodPost); err != nil {
+			return err
+		}
+		var body T
+		if err := read(r, &body); err != nil {
+			return err
+		}
+		app, err := activeApp()
+		if err != nil {
+			return err
+		}
+		v, err := act(app, body)
+		if err != nil {
+			return err
+		}
+		return reply(w, v)
+	})
+}
+
+// maxBody is far more than any request needs.
+const maxBody = 4 << 10
+
+// read reads a JSON body.
+func read(r *http.Request, body any) error {
+	if mt, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || mt != "application/json" {
+		return caddy.APIError{HTTPStatus: http.StatusUnsupportedMediaType, Err: errors.New("the body must be application/json")}
+	}
+	dec := json.NewDecoder(io.LimitReader(r.Body, maxBody))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(body); err != nil {
+		return badRequest(fmt.Errorf("read the body: %w", err))
+	}
+	return nil
+}
+
+func badRequest(err error) error {
+	return caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: err}
+}
+
+func checkConnector(app *nowconnect.App, name string) error {
+	if name != "" && !app.HasConnector(name) {
+		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("connector %q is not configured", name)}
+	}
+	return nil
+}
+
 // agentsAnswer is the hub's status without what health checks are for.
 type agentsAnswer struct {
 	Draining   bool                  `json:"draining"`
@@ -94,8 +152,8 @@ func agents(app *nowconnect.App, _ *http.Request) (any, error) {
 
 func sessions(app *nowconnect.App, r *http.Request) (any, error) {
 	name := r.URL.Query().Get("connector")
-	if name != "" && !app.HasConnector(name) {
-		return nil, caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("connector %q is not configured", name)}
+	if err := checkConnector(app, name); err != nil {
+		return nil, err
 	}
 	return app.Hub().Sessions(name), nil
 }
@@ -108,19 +166,16 @@ type drainReport struct {
 	Took     string   `json:"took"`
 }
 
-func drain(w http.ResponseWriter, r *http.Request) error {
-	if err := allow(r, http.MethodPost); err != nil {
-		return err
-	}
-	patience, err := drainRequest(r)
-	if err != nil {
-		return err
-	}
-	app, err := activeApp()
-	if err != nil {
-		return err
-	}
-	if patience == 0 {
+type drainRequest struct {
+	Timeout caddy.Duration `json:"timeout"`
+}
+
+func drain(app *nowconnect.App, body drainRequest) (any, error) {
+	patience := time.Duration(body.Timeout)
+	switch {
+	case patience < 0:
+		return nil, badRequest(errors.New("timeout is negative"))
+	case patience == 0:
 		patience = app.DrainPatience()
 	}
 	// Not the request's context: a client that goes away does not cut sessions.
@@ -130,29 +185,7 @@ func drain(w http.ResponseWriter, r *http.Request) error {
 	if d.Cut == nil {
 		d.Cut = []string{}
 	}
-	return reply(w, drainReport{d.Finished, d.Cut, d.Links, d.Took.String()})
-}
-
-// maxBody is far more than the one option needs.
-const maxBody = 4 << 10
-
-// drainRequest reads the patience asked for; 0 when none is.
-func drainRequest(r *http.Request) (time.Duration, error) {
-	if mt, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || mt != "application/json" {
-		return 0, caddy.APIError{HTTPStatus: http.StatusUnsupportedMediaType, Err: errors.New("the body must be application/json")}
-	}
-	var body struct {
-		Timeout caddy.Duration `json:"timeout"`
-	}
-	dec := json.NewDecoder(io.LimitReader(r.Body, maxBody))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&body); err != nil {
-		return 0, caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: fmt.Errorf("read the body: %w", err)}
-	}
-	if body.Timeout < 0 {
-		return 0, caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: errors.New("timeout is negative")}
-	}
-	return time.Duration(body.Timeout), nil
+	return drainReport{d.Finished, d.Cut, d.Links, d.Took.String()}, nil
 }
 
 func allow(r *http.Request, method string) error {

@@ -1,16 +1,24 @@
 package adminapi_test
 
 import (
+	"context"
 	"io"
+	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 	"github.com/spf13/cobra"
 
 	_ "github.com/nowconnect/nowconnect"
+	"github.com/nowconnect/nowconnect/internal/authz"
 	"github.com/nowconnect/nowconnect/internal/hub"
+	"github.com/nowconnect/nowconnect/internal/testpeer"
 	"github.com/nowconnect/nowconnect/modules/adminapi"
 	"github.com/nowconnect/nowconnect/modules/internal/hubtest"
 )
@@ -96,7 +104,7 @@ func TestDrain(t *testing.T) {
 func TestWithoutTheApp(t *testing.T) {
 	h := hubtest.New(t)
 	h.Load(h.Expand("{\n\tadmin unix/$ADMIN\n\tpersist_config off\n}"))
-	for path, method := range map[string]string{"/nowconnect/agents": "GET", "/nowconnect/sessions": "GET", "/nowconnect/drain": "POST"} {
+	for path, method := range map[string]string{"/nowconnect/agents": "GET", "/nowconnect/sessions": "GET", "/nowconnect/drain": "POST", "/nowconnect/sessions/revoke": "POST", "/nowconnect/reevaluate": "POST"} {
 		if status, body := h.AdminDo(method, path, asJSON, "{}"); status != 503 || !strings.Contains(body, "no nowconnect app is running") {
 			t.Errorf("%s: %d %s", path, status, body)
 		}
@@ -163,4 +171,170 @@ func TestCommands(t *testing.T) {
 	if out, err := run(t, "drain", "--config", config, "--adapter", "caddyfile", "--timeout", "1s"); err != nil || !strings.Contains(out, `"links": 1`) {
 		t.Errorf("drain: %v %s", err, out)
 	}
+}
+
+// changing is a policy that a test changes behind the hub's back. It remembers
+// its answer, as a client of a PDP does.
+type changing struct{}
+
+var (
+	policyDenies atomic.Bool // what the policy says now
+	remembered   atomic.Bool // what it said when last asked
+)
+
+func init() { caddy.RegisterModule(changing{}) }
+
+func (changing) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "nowconnect.pdp.test_changing", New: func() caddy.Module { return new(changing) }}
+}
+
+func (*changing) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	return nil
+}
+
+func (*changing) Decide(context.Context, *authz.Request) authz.Decision {
+	if remembered.Load() {
+		return authz.Decision{Outcome: authz.Deny, Reason: "changed", Cached: true}
+	}
+	return authz.Decision{Outcome: authz.Allow}
+}
+
+func (*changing) Flush() { remembered.Store(policyDenies.Load()) }
+
+func startChanging(t *testing.T) *hubtest.Hub {
+	t.Helper()
+	policyDenies.Store(false)
+	remembered.Store(false)
+	h := hubtest.New(t)
+	h.Load(h.Caddyfile(strings.Replace(hubtest.Basic, "allow_all", "test_changing", 1), hubtest.Layer4, hubtest.Site))
+	h.Agent(nil)
+	return h
+}
+
+func live(t *testing.T, h *hubtest.Hub) net.Conn {
+	t.Helper()
+	c := h.Dial()
+	hubtest.RoundTrip(t, c, "hello")
+	return c
+}
+
+func wantReset(t *testing.T, c net.Conn) {
+	t.Helper()
+	if _, err := c.Read(make([]byte, 1)); !testpeer.IsReset(err) {
+		t.Errorf("%v, want a reset", err)
+	}
+}
+
+type revoked struct {
+	Ended    int
+	Sessions []string
+}
+
+func TestRevoke(t *testing.T) {
+	h := startChanging(t)
+	a, b := live(t, h), live(t, h)
+	_, body := h.AdminDo("GET", "/nowconnect/sessions", "", "")
+	cid := ""
+	for _, s := range hubtest.JSON[[]hub.SessionStatus](t, body) {
+		if s.Client == a.LocalAddr().String() {
+			cid = s.Session
+		}
+	}
+	status, body := h.AdminDo("POST", "/nowconnect/sessions/revoke", asJSON, `{"cid": "`+cid+`", "reason": "ticket 7"}`)
+	if r := hubtest.JSON[revoked](t, body); status != 200 || r.Ended != 1 || len(r.Sessions) != 1 || r.Sessions[0] != cid {
+		t.Errorf("%d %s", status, body)
+	}
+	wantReset(t, a)
+	hubtest.RoundTrip(t, b, "another session")
+	for _, want := range []string{`"phase":"revoke","cid":"` + cid, `ticket 7`, `"close_reason":"revoked"`} {
+		hubtest.Eventually(t, want, func() bool { return strings.Contains(h.Logged(), want) })
+	}
+
+	// Whoever comes back is judged by what the policy says now.
+	policyDenies.Store(true)
+	hubtest.RoundTrip(t, live(t, h), "by what was remembered")
+	_, body = h.AdminDo("POST", "/nowconnect/sessions/revoke", asJSON, `{"connector": "echo", "agent": "premise-1", "source": "127.0.0.0/8"}`)
+	if r := hubtest.JSON[revoked](t, body); r.Ended != 2 {
+		t.Errorf("%s", body)
+	}
+	wantReset(t, b)
+	c, err := net.Dial("tcp", h.LDAP)
+	if err == nil {
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		_, err = c.Read(make([]byte, 1))
+	}
+	if !testpeer.IsReset(err) {
+		t.Errorf("a client who is denied now: %v", err)
+	}
+}
+
+func TestRevokeWantsToBeMeant(t *testing.T) {
+	h := hubtest.Start(t)
+	h.Agent(nil)
+	c := live(t, h)
+	for name, r := range map[string]struct {
+		method, contentType, body, want string
+		status                          int
+	}{
+		"get":               {"GET", "", "", "only POST", 405},
+		"a form":            {"POST", "application/x-www-form-urlencoded", "cid=x", "must be application/json", 415},
+		"nothing":           {"POST", asJSON, `{}`, "nothing selects sessions", 400},
+		"only a reason":     {"POST", asJSON, `{"reason": "x"}`, "nothing selects sessions", 400},
+		"unknown field":     {"POST", asJSON, `{"connetcor": "echo"}`, "unknown field", 400},
+		"no network":        {"POST", asJSON, `{"source": "office"}`, "neither an address nor a network", 400},
+		"bits":              {"POST", asJSON, `{"source": "10.1.2.3/8"}`, "the network is 10.0.0.0/8", 400},
+		"unknown connector": {"POST", asJSON, `{"connector": "ehco"}`, "is not configured", 404},
+	} {
+		if status, body := h.AdminDo(r.method, "/nowconnect/sessions/revoke", r.contentType, r.body); status != r.status || !strings.Contains(body, r.want) {
+			t.Errorf("%s: %d %s", name, status, body)
+		}
+	}
+	for body, want := range map[string]int{`{"cid": "no-such"}`: 0, `{"source": "192.0.2.1"}`: 0, `{"agent": "premise-2"}`: 0} {
+		status, answer := h.AdminDo("POST", "/nowconnect/sessions/revoke", asJSON, body)
+		if r := hubtest.JSON[revoked](t, answer); status != 200 || r.Ended != want || r.Sessions == nil {
+			t.Errorf("%s: %d %s", body, status, answer)
+		}
+	}
+	if status, body := h.AdminDo("POST", "/nowconnect/reevaluate", asJSON, `{"connector": "ehco"}`); status != 404 {
+		t.Errorf("%d %s", status, body)
+	}
+	hubtest.RoundTrip(t, c, "nobody has revoked it")
+}
+
+// A policy changed behind its module: the hub is told, and judges again.
+func TestReevaluate(t *testing.T) {
+	for name, body := range map[string]string{"all": `{}`, "one connector": `{"connector": "echo"}`} {
+		t.Run(name, func(t *testing.T) {
+			h := startChanging(t)
+			c := live(t, h)
+			policyDenies.Store(true)
+			status, answer := h.AdminDo("POST", "/nowconnect/reevaluate", asJSON, body)
+			if status != 200 || !strings.Contains(answer, `"judging": 1`) {
+				t.Errorf("%d %s", status, answer)
+			}
+			wantReset(t, c)
+			hubtest.Eventually(t, "it ended as denied", func() bool { return strings.Contains(h.Logged(), `"close_reason":"denied"`) })
+		})
+	}
+}
+
+func TestRevokeCommands(t *testing.T) {
+	h := startChanging(t)
+	address := "--address=unix/" + h.Admin
+	c := live(t, h)
+	if out, err := run(t, "revoke", address); err == nil || !strings.Contains(err.Error(), "nothing selects sessions") {
+		t.Errorf("without a flag: %v %s", err, out)
+	}
+	if out, err := run(t, "revoke", address, "--source", "127.0.0.1", "--connector", "echo", "--reason", "ticket 7"); err != nil || !strings.Contains(out, `"ended": 1`) {
+		t.Errorf("%v %s", err, out)
+	}
+	wantReset(t, c)
+	c = live(t, h)
+	policyDenies.Store(true)
+	if out, err := run(t, "reevaluate", address, "--connector", "echo"); err != nil || !strings.Contains(out, `"judging": 1`) {
+		t.Errorf("%v %s", err, out)
+	}
+	wantReset(t, c)
 }

@@ -17,8 +17,8 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "nowconnect",
-		Usage: "agents|sessions|drain",
-		Short: "Asks a running hub about agents and sessions, or drains it",
+		Usage: "agents|sessions|revoke|reevaluate|drain",
+		Short: "Asks a running hub about agents and sessions, ends sessions, or drains it",
 		Long:  `Talks to the admin endpoint of a running Caddy with the nowconnect app.`,
 		CobraFunc: func(parent *cobra.Command) {
 			for _, c := range Commands() {
@@ -47,6 +47,35 @@ func Commands() []caddycmd.Command {
 			Short: "Lists the hub's live sessions",
 			Long:  addressHelp,
 			CobraFunc: runs(sessionsRequest, func(cmd *cobra.Command) {
+				cmd.Flags().String("connector", "", "Only sessions of this connector")
+			}),
+		},
+		{
+			Name:  "revoke",
+			Usage: "[--cid <cid>] [--connector <name>] [--agent <id>] [--source <address>|<network>] [--reason <text>] [--config <path> [--adapter <name>]] [--address <interface>]",
+			Short: "Ends live sessions",
+			Long: `
+Ends the live sessions for which everything given holds, and prints which those
+were. A client that comes back is judged anew: to keep it out, change the policy
+first.
+` + addressHelp,
+			CobraFunc: runs(revokeCommandRequest, func(cmd *cobra.Command) {
+				cmd.Flags().String("cid", "", "The session of this name, as the sessions command and the audit log have it")
+				cmd.Flags().String("connector", "", "Sessions of this connector")
+				cmd.Flags().String("agent", "", "Sessions that this agent serves")
+				cmd.Flags().String("source", "", "Sessions of clients from this address or network")
+				cmd.Flags().String("reason", "", "Words for the audit log")
+			}),
+		},
+		{
+			Name:  "reevaluate",
+			Usage: "[--connector <name>] [--config <path> [--adapter <name>]] [--address <interface>]",
+			Short: "Has live sessions judged again after a change of policy",
+			Long: `
+Tells the hub that the policy has changed behind a policy decision point:
+remembered answers are forgotten, and live sessions are judged again.
+` + addressHelp,
+			CobraFunc: runs(reevaluateCommandRequest, func(cmd *cobra.Command) {
 				cmd.Flags().String("connector", "", "Only sessions of this connector")
 			}),
 		},
@@ -113,10 +142,30 @@ func sessionsRequest(fl caddycmd.Flags) (request, error) {
 }
 
 func drainCommandRequest(fl caddycmd.Flags) (request, error) {
-	body, err := json.Marshal(struct {
+	return change("/nowconnect/drain", struct {
 		Timeout string `json:"timeout,omitempty"`
 	}{fl.String("timeout")})
-	return request{http.MethodPost, "/nowconnect/drain", bytes.NewReader(body)}, err
+}
+
+// change makes a request with a JSON body.
+func change(uri string, v any) (request, error) {
+	body, err := json.Marshal(v)
+	return request{http.MethodPost, uri, bytes.NewReader(body)}, err
+}
+
+func revokeCommandRequest(fl caddycmd.Flags) (request, error) {
+	body := revokeRequest{
+		CID: fl.String("cid"), Connector: fl.String("connector"), Agent: fl.String("agent"),
+		Source: fl.String("source"), Reason: fl.String("reason"),
+	}
+	if _, err := body.match(); err != nil {
+		return request{}, err
+	}
+	return change("/nowconnect/sessions/revoke", body)
+}
+
+func reevaluateCommandRequest(fl caddycmd.Flags) (request, error) {
+	return change("/nowconnect/reevaluate", reevaluateRequest{fl.String("connector")})
 }
 
 // ask sends the request to the admin endpoint and prints the answer.

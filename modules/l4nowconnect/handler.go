@@ -73,7 +73,8 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-// Handle implements layer4.NextHandler. Its errors go to the log here and not
+// Handle implements layer4.NextHandler. The hub writes what became of the
+// connection into the audit log. Errors from before that go to the log here and not
 // to caddy-l4, which would write one line for each, as many as a client likes.
 func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
 	defer h.survive()
@@ -82,7 +83,7 @@ func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
 		h.logFailure(cx, err)
 		return nil
 	}
-	h.log(client, h.currentHub().ServeClient(context.Background(), client))
+	h.currentHub().ServeClient(context.Background(), client)
 	return nil
 }
 

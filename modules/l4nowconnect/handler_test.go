@@ -119,8 +119,8 @@ func TestPlainClient(t *testing.T) {
 	hubtest.Eventually(t, "the audit log has one line about it", func() bool {
 		return strings.Contains(h.Logged(), `"msg":"session ended"`)
 	})
-	for _, field := range []string{`"connector":"echo"`, `"client":"` + local.String() + `"`, `"reason":"fin"`, `"decision":"allow"`,
-		`"decision_reason":"rule-7"`, `"policy":"v3"`, `"agent":"premise-1"`, `"bytes_c2a":15`, `"bytes_a2c":15`, `"listener":"` + h.LDAP + `"`} {
+	for _, field := range []string{`"connector":"echo"`, `"client":"` + local.String() + `"`, `"close_reason":"fin"`, `"outcome":"allow"`, `"engine":"test_recorder"`,
+		`"reason":"rule-7"`, `"policy":"v3"`, `"agent":"premise-1"`, `"bytes_c2a":15`, `"bytes_a2c":15`, `"listener":"` + h.LDAP + `"`} {
 		if !strings.Contains(h.Logged(), field) {
 			t.Errorf("the log does not have %s", field)
 		}
@@ -244,6 +244,7 @@ func TestVerifiedCertificateIsTheSubject(t *testing.T) {
 		"dns":         {x509.Certificate{DNSNames: []string{"reader.example", "b.example"}, EmailAddresses: []string{"r@example.org"}, Subject: pkix.Name{CommonName: "reader"}}, "reader.example", "dns"},
 		"email":       {x509.Certificate{EmailAddresses: []string{"r@example.org"}, Subject: pkix.Name{CommonName: "reader"}}, "r@example.org", "email"},
 		"common name": {x509.Certificate{Subject: pkix.Name{CommonName: "reader", Organization: []string{"Example"}, OrganizationalUnit: []string{"IT"}}}, "reader", "common_name"},
+		"address":     {x509.Certificate{IPAddresses: []net.IP{net.IPv4(192, 0, 2, 7)}, Subject: pkix.Name{CommonName: "reader"}}, "reader", "common_name"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h, cfg := startTLS(t, "require_and_verify", &c.cert)
@@ -259,6 +260,12 @@ func TestVerifiedCertificateIsTheSubject(t *testing.T) {
 			if s.Properties["serial"] != "abc" || s.Properties["issuer_dn"] != "CN=test CA" ||
 				!strings.HasPrefix(s.Properties["fingerprint"].(string), "sha256:") {
 				t.Errorf("properties %v", s.Properties)
+			}
+			if list, _ := s.Properties["ip_addresses"].([]string); len(list) != len(c.cert.IPAddresses) || len(list) > 0 && list[0] != "192.0.2.7" {
+				t.Errorf("addresses %v", list)
+			}
+			if s.Properties["sni"] != "hub.example" || s.Properties["source_ip"] != "127.0.0.1" || s.Properties["listener"] != h.LDAP {
+				t.Errorf("properties of the connection %v", s.Properties)
 			}
 			halfClose(t, conn, conn)
 			hubtest.Eventually(t, "the log names the subject", func() bool {
@@ -283,8 +290,8 @@ func TestUnverifiedCertificateIsNoIdentity(t *testing.T) {
 
 func TestRefusedClients(t *testing.T) {
 	for answer, want := range map[string]string{
-		"deny":  `"reason":"denied"`,
-		"error": `"reason":"pdp_error"`,
+		"deny":  `"close_reason":"denied"`,
+		"error": `"close_reason":"pdp_error"`,
 	} {
 		t.Run(answer, func(t *testing.T) {
 			h := start(t, answer, route, "")

@@ -61,6 +61,7 @@ func certificateSubject(s *tls.ConnectionState) *authz.Entity {
 	set("dns_names", leaf.DNSNames)
 	set("emails", leaf.EmailAddresses)
 	set("uris", uris(leaf))
+	set("ip_addresses", ips(leaf))
 	return &authz.Entity{Type: subjectCertificate, ID: id, Properties: p}
 }
 
@@ -81,6 +82,14 @@ func certificateID(c *x509.Certificate) (id, source string) {
 	}
 	sum := sha256.Sum256(c.Raw)
 	return "sha256:" + hex.EncodeToString(sum[:]), "fingerprint"
+}
+
+func ips(c *x509.Certificate) []string {
+	var out []string
+	for _, ip := range c.IPAddresses {
+		out = append(out, ip.String())
+	}
+	return out
 }
 
 func uris(c *x509.Certificate) []string {

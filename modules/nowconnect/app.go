@@ -45,9 +45,10 @@ type App struct {
 	AgentAuthRaw []json.RawMessage `json:"agent_auth,omitempty" caddy:"namespace=nowconnect.agent_auth inline_key=method"`
 
 	// PDPRaw is the policy decision point asked for every client connection,
-	// unless the connector has its own. Required when a connector has none; the
-	// module `allow_all` is the explicit way to let everybody in.
-	PDPRaw json.RawMessage `json:"pdp,omitempty" caddy:"namespace=nowconnect.pdp inline_key=engine"`
+	// unless the connector has its own: one module, or a list of them, which are
+	// asked in order until one does not allow. Required when a connector has
+	// none; the module `allow_all` is the explicit way to let everybody in.
+	PDPRaw PDPs `json:"pdp,omitempty" caddy:"namespace=nowconnect.pdp inline_key=engine"`
 
 	// Connectors maps each connector's name to its settings. The name is also a
 	// metric label and the policy's resource id: 1 to 64 letters, digits, dots,
@@ -97,6 +98,15 @@ type App struct {
 	// nobody renews work for longer. At most 1h. Default: 30s.
 	AuthGrace caddy.Duration `json:"auth_grace,omitempty"`
 
+	// Grace is how long a live session goes on when it is to be judged again and
+	// the policy decision point gives no answer. It is asked again all the
+	// while, and if it has not answered by then, the session ends. Default: 15s;
+	// a negative value ends it at the first error.
+	Grace caddy.Duration `json:"grace,omitempty"`
+
+	// Audit sets up the log of decisions. Default: everything is logged.
+	Audit *Audit `json:"audit,omitempty"`
+
 	// MetricsRaw sets up the module `nowconnect.metrics`. Default: its own
 	// defaults; the metrics are always there.
 	MetricsRaw json.RawMessage `json:"metrics,omitempty"`
@@ -106,6 +116,7 @@ type App struct {
 	logger    *zap.Logger
 	auth      []AgentAuthenticator
 	pdp       authz.Decider // nil when every connector has its own
+	engines   []*engine     // all policy modules
 	cfg       *hub.Config
 	hub       *pooledHub // nil until taken from the pool
 	committed atomic.Bool
@@ -138,7 +149,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := a.loadAuth(); err != nil {
 		return err
 	}
-	if err := a.loadPDP(); err != nil {
+	if err := a.loadPDPs(); err != nil {
 		return err
 	}
 	if err := a.buildConfig(); err != nil {
@@ -147,6 +158,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := a.takeHub(); err != nil {
 		return err
 	}
+	a.listen()
 	return a.commitOnStarted()
 }
 
@@ -169,6 +181,9 @@ func (a *App) checkLimits() error {
 	}
 	if a.AgentMemory != 0 && a.AgentMemory < minAgentMemory {
 		return fmt.Errorf("agent_memory is %d bytes, at least %d", a.AgentMemory, minAgentMemory)
+	}
+	if err := a.Audit.check(); err != nil {
+		return err
 	}
 	for _, d := range []struct {
 		name  string
@@ -208,7 +223,7 @@ func (a *App) buildConfig() error {
 		AuthGrace:        time.Duration(a.AuthGrace),
 	}
 	for name, c := range a.Connectors {
-		hc, err := c.build(name, a.pdp)
+		hc, err := c.build(name, a)
 		if err != nil {
 			return err
 		}
@@ -266,6 +281,7 @@ func (a *App) Cleanup() error {
 	if !a.cleaned.CompareAndSwap(false, true) {
 		return nil
 	}
+	a.stopListening()
 	uncommit(a)
 	if a.hub == nil {
 		return nil

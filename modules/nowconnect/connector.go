@@ -1,7 +1,6 @@
 package nowconnect
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -60,9 +59,12 @@ type Connector struct {
 	// Default: 0, never.
 	IdleTimeout caddy.Duration `json:"idle_timeout,omitempty"`
 
-	// PDPRaw is a policy decision point for this connector alone, in place of
-	// the app's.
-	PDPRaw json.RawMessage `json:"pdp,omitempty" caddy:"namespace=nowconnect.pdp inline_key=engine"`
+	// Grace is the same as the app's, for this connector alone.
+	Grace caddy.Duration `json:"grace,omitempty"`
+
+	// PDPRaw is a policy decision point for this connector alone, or a list of
+	// them, in place of the app's.
+	PDPRaw PDPs `json:"pdp,omitempty" caddy:"namespace=nowconnect.pdp inline_key=engine"`
 
 	pdp authz.Decider // nil: the app's
 }
@@ -78,9 +80,8 @@ var Protocols = []string{"tcp", "ldap"}
 // Bounds of a connector's settings.
 const maxQueueDepth = wire.MaxWindow / wire.MaxFrame
 
-// build checks the connector and makes the hub's view of it. app is the app's
-// decider, which may be nil.
-func (c *Connector) build(name string, app authz.Decider) (*hub.Connector, error) {
+// build checks the connector and makes the hub's view of it.
+func (c *Connector) build(name string, app *App) (*hub.Connector, error) {
 	hc, err := c.hubConnector(name, app)
 	if err != nil {
 		return nil, fmt.Errorf("connector %q: %w", name, err)
@@ -88,7 +89,7 @@ func (c *Connector) build(name string, app authz.Decider) (*hub.Connector, error
 	return hc, nil
 }
 
-func (c *Connector) hubConnector(name string, app authz.Decider) (*hub.Connector, error) {
+func (c *Connector) hubConnector(name string, app *App) (*hub.Connector, error) {
 	if err := CheckName(name); err != nil {
 		return nil, err
 	}
@@ -110,10 +111,14 @@ func (c *Connector) hubConnector(name string, app authz.Decider) (*hub.Connector
 	}
 	decider := c.pdp
 	if decider == nil {
-		decider = app
+		decider = app.pdp
 	}
 	if decider == nil {
 		return nil, errNoPDP
+	}
+	grace := c.Grace
+	if grace == 0 {
+		grace = app.Grace
 	}
 	return &hub.Connector{
 		Name:                 name,
@@ -126,6 +131,7 @@ func (c *Connector) hubConnector(name string, app authz.Decider) (*hub.Connector
 		ConnectTimeout:       time.Duration(c.ConnectTimeout),
 		IdleTimeout:          time.Duration(c.IdleTimeout),
 		LDAP:                 c.Protocol == "ldap",
+		Grace:                time.Duration(grace),
 		Decider:              decider,
 	}, nil
 }

@@ -104,6 +104,7 @@ func commitLocked(a *App) {
 	a.committed.Store(true)
 	current.Store(a)
 	a.hub.SetLogger(a.logger)
+	a.hub.SetAudit(a.AuditLogger(), a.Audit.sampleAllows())
 	a.hub.Apply(a.cfg)
 	a.logger.Info("configuration in force",
 		zap.Int("connectors", len(a.cfg.Connectors)), zap.Int("agents", len(a.cfg.Agents)))

@@ -1,13 +1,10 @@
 package nowconnect
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"net/http"
-	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -15,7 +12,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
-	"github.com/nowconnect/nowconnect/internal/authz"
 	"github.com/nowconnect/nowconnect/internal/hub"
 	"github.com/nowconnect/nowconnect/internal/obs"
 )
@@ -53,7 +49,6 @@ var (
 )
 
 var (
-	errNoPDP  = errors.New("no pdp: nobody decides who may connect; configure one, or write `pdp allow_all` to let everybody in")
 	errNoAuth = errors.New("no agent_auth: nobody can tell who an agent is; configure one, such as `agent_auth token`")
 )
 
@@ -97,61 +92,6 @@ func (a *App) loadAuth() error {
 		a.auth = append(a.auth, auth)
 	}
 	return nil
-}
-
-func (a *App) loadPDP() error {
-	var err error
-	if a.pdp, err = loadDecider(a.ctx, a, a.PDPRaw); err != nil {
-		return fmt.Errorf("pdp: %w", err)
-	}
-	for _, name := range slices.Sorted(maps.Keys(a.Connectors)) {
-		c := a.Connectors[name]
-		if c == nil {
-			return fmt.Errorf("connector %q: no settings", name)
-		}
-		if c.pdp, err = loadDecider(a.ctx, c, c.PDPRaw); err != nil {
-			return fmt.Errorf("connector %q: pdp: %w", name, err)
-		}
-	}
-	if a.pdp == nil && len(a.Connectors) == 0 {
-		return errNoPDP
-	}
-	return nil
-}
-
-// loadDecider loads the guest in host's field PDPRaw; nil when raw is empty.
-func loadDecider(ctx caddy.Context, host any, raw json.RawMessage) (authz.Decider, error) {
-	if len(raw) == 0 {
-		return nil, nil
-	}
-	guest, err := ctx.LoadModule(host, "PDPRaw")
-	if err != nil {
-		return nil, err
-	}
-	d, ok := guest.(authz.Decider)
-	if !ok {
-		return nil, fmt.Errorf("%T cannot decide", guest)
-	}
-	return sturdy{d, ctx.Logger()}, nil
-}
-
-// sturdy makes a panic of a policy module an error, which refuses the one
-// connection: the hub judges live sessions in goroutines of its own, where a
-// panic would end the process.
-type sturdy struct {
-	authz.Decider
-	logger *zap.Logger
-}
-
-// Decide implements authz.Decider.
-func (s sturdy) Decide(ctx context.Context, r *authz.Request) (d authz.Decision) {
-	defer func() {
-		if p := recover(); p != nil {
-			s.logger.Error("policy module panicked", zap.Any("panic", p), zap.ByteString("stack", debug.Stack()))
-			d = authz.Decision{Err: fmt.Errorf("policy module panicked: %v", p)}
-		}
-	}()
-	return s.Decider.Decide(ctx, r)
 }
 
 // metricsModule is loaded by its full name: it has no siblings to choose from.

@@ -37,7 +37,10 @@ func TestLoadErrors(t *testing.T) {
 			auth + `, "connectors": {"a": {"agents": ["premise-1"], "pdp": {"engine": "allow_all"}}, "b": {"agents": ["premise-1"]}}`,
 			`connector "b": no pdp`,
 		},
-		"unknown pdp":        {auth + `, "pdp": {"engine": "nobody"}`, "pdp: loading module 'nobody': unknown module: nowconnect.pdp.nobody"},
+		"unknown pdp":        {auth + `, "pdp": {"engine": "nobody"}`, "pdp: position 0: loading module 'nobody': unknown module: nowconnect.pdp.nobody"},
+		"unknown second pdp": {auth + `, "pdp": [{"engine": "allow_all"}, {"engine": "nobody"}]`, "pdp: position 1: loading module 'nobody': unknown module: nowconnect.pdp.nobody"},
+		"empty pdp list":     {auth + `, "pdp": []`, "no pdp: nobody decides who may connect"},
+		"sample":             {auth + "," + allow + `, "audit": {"sample_allows": 1.1}`, "audit: sample_allows is not from 0 to 1"},
 		"unknown agent_auth": {allow + `, "agent_auth": [{"method": "trust"}]`, "unknown module: nowconnect.agent_auth.trust"},
 		"unknown field":      {auth + "," + allow + `, "max_session": 5`, `unknown field "max_session"`},
 		"unknown connector field": {

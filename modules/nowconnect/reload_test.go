@@ -140,7 +140,7 @@ func TestRemovedConnectorEndsItsSessions(t *testing.T) {
 	ended(t, c)
 	hubtest.Eventually(t, "the audit log says revoked", func() bool {
 		return strings.Contains(h.Logged(), `"logger":"nowconnect.audit","msg":"session ended"`) &&
-			strings.Contains(h.Logged(), `"reason":"revoked"`)
+			strings.Contains(h.Logged(), `"close_reason":"revoked"`)
 	})
 }
 

@@ -40,6 +40,15 @@ func (*AllowAll) Decide(ctx context.Context, r *authz.Request) authz.Decision {
 	return authz.AllowAll.Decide(ctx, r)
 }
 
+// DecideBatch implements authz.BatchDecider.
+func (a *AllowAll) DecideBatch(ctx context.Context, rs []*authz.Request) []authz.Decision {
+	out := make([]authz.Decision, len(rs))
+	for i, r := range rs {
+		out[i] = a.Decide(ctx, r)
+	}
+	return out
+}
+
 // UnmarshalCaddyfile sets up the module from Caddyfile tokens. Syntax:
 //
 //	allow_all
@@ -58,5 +67,5 @@ func (*AllowAll) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 var (
 	_ caddy.Provisioner     = (*AllowAll)(nil)
 	_ caddyfile.Unmarshaler = (*AllowAll)(nil)
-	_ authz.Decider         = (*AllowAll)(nil)
+	_ authz.BatchDecider    = (*AllowAll)(nil)
 )

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/dustin/go-humanize"
 
 	"github.com/nowconnect/nowconnect/internal/rules"
 )
@@ -27,6 +30,8 @@ import (
 //			client_san dns:<name>|uri:<uri>|email:<address>...
 //			agent      <id>...
 //			expression <cel>
+//			max_duration <duration>
+//			max_bytes    <size>
 //		}
 //		deny [<id>] { ... }
 //	}
@@ -210,9 +215,20 @@ func readOption(d *caddyfile.Dispenser, word string, o optionReader, rule *rules
 			return d.Errf("%s has an empty value", word)
 		}
 	}
+	if word == "max_bytes" { // the only value with a unit
+		n, err := humanize.ParseBytes(args[0])
+		if err != nil || n < 1 || n > math.MaxInt64 {
+			return d.Errf("max_bytes %q is not a size such as 10GiB", args[0])
+		}
+		args = []string{strconv.FormatUint(n, 10)}
+	}
 	o.set(rule, args)
 	alone := rules.Rule{Effect: rules.EffectDeny}
 	o.set(&alone, args)
+	if o.permits { // and a rule that denies may not have it
+		alone = rules.Rule{Effect: rules.EffectAllow, Sources: []string{"::/0"}}
+		o.set(&alone, args)
+	}
 	if word == "time_zone" { // is about times
 		if _, err := time.LoadLocation(args[0]); err != nil {
 			return d.Errf("time_zone: %v", err)
@@ -227,9 +243,10 @@ func readOption(d *caddyfile.Dispenser, word string, o optionReader, rule *rules
 
 // optionReader puts an option's values into the field of that JSON name.
 type optionReader struct {
-	field  string
-	single bool
-	set    func(r *rules.Rule, args []string)
+	field   string
+	single  bool
+	permits bool // it is about what an allow permits
+	set     func(r *rules.Rule, args []string)
 }
 
 var options = map[string]optionReader{
@@ -241,6 +258,11 @@ var options = map[string]optionReader{
 	"client_san": {field: "client_sans", set: func(r *rules.Rule, args []string) { r.ClientSANs = args }},
 	"agent":      {field: "agents", set: func(r *rules.Rule, args []string) { r.Agents = args }},
 	"expression": {field: "expression", single: true, set: func(r *rules.Rule, args []string) { r.Expression = args[0] }},
+
+	"max_duration": {field: "max_duration", single: true, permits: true, set: func(r *rules.Rule, args []string) { r.MaxDuration = args[0] }},
+	"max_bytes": {field: "max_bytes", single: true, permits: true, set: func(r *rules.Rule, args []string) {
+		r.MaxBytes, _ = strconv.ParseInt(args[0], 10, 64) // readOption has checked it
+	}},
 }
 
 // timeOf sorts a line's words: those with a colon are hours.

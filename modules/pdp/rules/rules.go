@@ -60,7 +60,8 @@ type Rules struct {
 	cancel context.CancelFunc          // nil until the watcher runs
 	done   chan struct{}               // closed by the watcher
 
-	set atomic.Pointer[rules.Set]
+	set     atomic.Pointer[rules.Set]
+	changed atomic.Pointer[func()] // whom to tell of a new set; nil: nobody
 }
 
 const (
@@ -159,15 +160,34 @@ func (p *Rules) putInForce(set *rules.Set) {
 		f = append(f, zap.String("previous_policy", old.Hash()))
 	}
 	p.logger.Info("rules in force", f...)
-	if ids := set.AskingForAgent(); len(ids) > 0 {
-		p.logger.Warn("rules ask for the agent, which the hub chooses only after the decision: where they would matter, the decision is an error and the client is refused",
-			zap.Strings("rules", ids))
+	if changed := p.changed.Load(); changed != nil && old != nil && old.Hash() != set.Hash() {
+		(*changed)()
 	}
 }
 
 // Decide implements authz.Decider.
 func (p *Rules) Decide(_ context.Context, r *authz.Request) authz.Decision {
 	return p.set.Load().Decide(r)
+}
+
+// DecideBatch implements authz.BatchDecider: all by the same rules, without a
+// goroutine for each.
+func (p *Rules) DecideBatch(_ context.Context, rs []*authz.Request) []authz.Decision {
+	set := p.set.Load()
+	out := make([]authz.Decision, len(rs))
+	for i, r := range rs {
+		out[i] = set.Decide(r)
+	}
+	return out
+}
+
+// OnChange implements authz.Notifier.
+func (p *Rules) OnChange(changed func()) {
+	if changed == nil {
+		p.changed.Store(nil)
+		return
+	}
+	p.changed.Store(&changed)
 }
 
 // patience bounds the wait for a watcher that is stuck in a read, as on a
@@ -192,5 +212,6 @@ func (p *Rules) Cleanup() error {
 var (
 	_ caddy.Provisioner  = (*Rules)(nil)
 	_ caddy.CleanerUpper = (*Rules)(nil)
-	_ authz.Decider      = (*Rules)(nil)
+	_ authz.BatchDecider = (*Rules)(nil)
+	_ authz.Notifier     = (*Rules)(nil)
 )

@@ -75,7 +75,7 @@ func TestClientsPassOrAreReset(t *testing.T) {
 	hubtest.RoundTrip(t, c, "hello")
 	_ = c.Close()
 	hubtest.Eventually(t, "the log has the decision", func() bool {
-		return strings.Contains(h.Logged(), `"decision_reason":"loopback"`)
+		return strings.Contains(h.Logged(), `"reason":"loopback"`)
 	})
 	if !strings.Contains(h.Logged(), `"policy":"`) {
 		t.Error("the log does not have the policy")
@@ -85,7 +85,7 @@ func TestClientsPassOrAreReset(t *testing.T) {
 		t.Error("a denied client passes")
 	}
 	hubtest.Eventually(t, "the log has the denial", func() bool {
-		return strings.Contains(h.Logged(), `"decision_reason":"low"`)
+		return strings.Contains(h.Logged(), `"reason":"low"`)
 	})
 	for _, result := range []string{"allow", "deny"} {
 		if n := h.Metric(`nowconnect_pdp_decisions_total{connector="echo",result="` + result + `"}`); n < 1 {
@@ -107,7 +107,9 @@ func TestFileReload(t *testing.T) {
 
 	replace(t, path, denyLoopback)
 	hubtest.Eventually(t, "new clients are reset", func() bool { return !passes(t, h) })
-	hubtest.RoundTrip(t, live, "the file is about new clients") // as the page says
+	if _, err := live.Read(make([]byte, 1)); !testpeer.IsReset(err) {
+		t.Errorf("the session of a client who is denied now: %v", err)
+	}
 
 	replace(t, path, jsonLoopback)
 	hubtest.Eventually(t, "new clients pass by the JSON", func() bool { return passes(t, h) })
@@ -277,11 +279,43 @@ func TestJSONMistakesFailTheLoad(t *testing.T) {
 	}
 }
 
-func TestRulesThatAskForTheAgentWarn(t *testing.T) {
+// The request tells the agent that would serve the connection.
+func TestRulesAboutTheAgent(t *testing.T) {
 	h := hubtest.New(t)
-	h.Load(withRules(h, allowLoopback+"allow by-agent {\n\tagent premise-1\n}\nallow by-expression {\n\texpression `agent == \"premise-1\"`\n}"))
-	if want := `"rules":["by-agent","by-expression"]`; !strings.Contains(h.Logged(), want) {
-		t.Errorf("the log does not have %s", want)
+	h.Load(withRules(h, "allow by-agent {\n\tagent premise-1\n}"))
+	h.Agent(nil)
+	if !passes(t, h) {
+		t.Error("the agent's rule does not let its client in")
+	}
+	h.Load(withRules(h, "allow by-expression {\n\texpression `agent == \"premise-2\"`\n}"))
+	if passes(t, h) {
+		t.Error("another agent's rule lets the client in")
+	}
+}
+
+// What a rule allows it can bound: the hub ends the session and says why.
+func TestObligations(t *testing.T) {
+	h := hubtest.New(t)
+	h.Load(withRules(h, "allow short {\n\tsource 127.0.0.1\n\tmax_duration 1s\n\tmax_bytes 100\n}"))
+	h.Agent(nil)
+	old, greedy := h.Dial(), h.Dial()
+	hubtest.RoundTrip(t, old, "hello")
+	if _, err := greedy.Write(make([]byte, 200)); err != nil {
+		t.Fatal(err)
+	}
+	for why, c := range map[string]net.Conn{"max_duration 1s is over": old, "max_bytes 100 are used up": greedy} {
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		if n, err := c.Read(make([]byte, 1)); n != 0 || !testpeer.IsReset(err) {
+			t.Errorf("%s: %d bytes, %v", why, n, err)
+		}
+		hubtest.Eventually(t, why, func() bool {
+			return strings.Contains(h.Logged(), `"close_reason":"revoked","message":"`+why)
+		})
+	}
+	for _, want := range []string{`"max_duration":1,`, `"max_bytes":100}`} {
+		if !strings.Contains(h.Logged(), want) {
+			t.Errorf("the log does not have %s", want)
+		}
 	}
 }
 
