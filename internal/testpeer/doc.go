@@ -1,6 +1,6 @@
 // Package testpeer owns the real counterparts that tests run against: an
-// OpenLDAP server, Prometheus, proxies that misbehave on demand, TCP targets,
-// and our own binaries. It is used by tests only.
+// OpenLDAP server, Prometheus, policy servers, proxies that misbehave on
+// demand, TCP targets, and our own binaries. It is used by tests only.
 //
 // Invariants:
 //

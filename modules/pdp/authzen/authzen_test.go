@@ -129,10 +129,12 @@ func TestAnswers(t *testing.T) {
 		"unknown members":             {200, `{"decision":true,"evaluations":[],"x":{"decision":false}}`, authz.Allow, "", ""},
 		"null context":                {200, `{"decision":true,"context":null}`, authz.Allow, "", ""},
 		"no obligations":              {200, `{"decision":true,"context":{"obligations":[]}}`, authz.Allow, "", ""},
-		"obligation":                  {200, `{"decision":true,"context":{"obligations":[{"id":"1","type":"max_bytes","properties":{"bytes":1}}]}}`, authz.Deny, "max_bytes", ""},
+		"unknown obligation":          {200, `{"decision":true,"context":{"obligations":[{"id":"1","type":"step-up","acr_value":"x"}]}}`, authz.Deny, "step-up", ""},
 		"obligation without type":     {200, `{"decision":true,"context":{"obligations":[{"id":"stepup"}]}}`, authz.Deny, "stepup", ""},
 		"obligation without name":     {200, `{"decision":true,"context":{"obligations":[{}]}}`, authz.Deny, "without a name", ""},
 		"obligations of another form": {200, `{"decision":true,"context":{"obligations":{"mfa":true}}}`, authz.Deny, "not readable", ""},
+		"known beside unknown":        {200, `{"decision":true,"context":{"obligations":[{"type":"max_bytes","bytes":9},{"type":"x"}]}}`, authz.Deny, "fulfil: x", ""},
+		"malformed obligation":        {200, `{"decision":true,"context":{"obligations":[{"type":"max_bytes","bytes":"9"}]}}`, authz.Deny, "max_bytes: no member bytes", ""},
 		"obligations of a denial":     {200, `{"decision":false,"context":{"obligations":[{"id":"1"}]}}`, authz.Deny, "", ""},
 		"garbage":                     {200, "<html>hello</html>", authz.Error, "not a JSON object", authz.KindDecode},
 		"binary garbage":              {200, "\x00\xff\xfe", authz.Error, "not a JSON object", authz.KindDecode},
@@ -189,6 +191,43 @@ func TestLease(t *testing.T) {
 		d, err := standard{}.answer([]byte(body))
 		if err != nil || d.Outcome != authz.Allow || d.Lease != want {
 			t.Errorf("%s: %+v, %v", body, d, err)
+		}
+	}
+}
+
+func TestObligations(t *testing.T) {
+	const century = 100 * 365 * 24 * time.Hour
+	for list, want := range map[string]authz.Decision{
+		`[]`:   {},
+		`null`: {},
+		`[{"type":"max_duration","id":"1","seconds":90}]`:                                     {MaxDuration: 90 * time.Second},
+		`[{"type":"max_duration","properties":{"seconds":0.25}}]`:                             {MaxDuration: 250 * time.Millisecond},
+		`[{"type":"max_duration","seconds":1e300}]`:                                           {MaxDuration: century},
+		`[{"type":"max_duration","seconds":1e-300}]`:                                          {MaxDuration: 1},
+		`[{"type":"max_bytes","bytes":1048576}]`:                                              {MaxBytes: 1 << 20},
+		`[{"type":"max_bytes","bytes":1e300}]`:                                                {MaxBytes: 1<<63 - 1},
+		`[{"type":"max_bytes","bytes":0.5}]`:                                                  {MaxBytes: 1},
+		`[{"type":"max_bytes","bytes":7},{"type":"max_duration","seconds":60}]`:               {MaxBytes: 7, MaxDuration: time.Minute},
+		`[{"type":"max_bytes","bytes":7},{"type":"max_bytes","properties":{"bytes":5}}]`:      {MaxBytes: 5},
+		`[{"type":"max_duration","seconds":60},{"type":"max_duration","seconds":61,"id":""}]`: {MaxDuration: time.Minute},
+	} {
+		want.Outcome = authz.Allow
+		d, err := standard{}.answer([]byte(`{"decision":true,"context":{"obligations":` + list + `}}`))
+		if err != nil || d != want {
+			t.Errorf("%s: %+v, %v", list, d, err)
+		}
+	}
+	for _, list := range []string{
+		`[null]`, `[7]`, `[[]]`, `"max_bytes"`, `7`, `{}`,
+		`[{"Type":"max_bytes","bytes":1}]`, `[{"type":["max_bytes"],"bytes":1}]`, `[{"type":"MAX_BYTES","bytes":1}]`,
+		`[{"type":"max_bytes"}]`, `[{"type":"max_bytes","Bytes":1}]`, `[{"type":"max_bytes","seconds":1}]`,
+		`[{"type":"max_bytes","bytes":null}]`, `[{"type":"max_bytes","bytes":0}]`, `[{"type":"max_bytes","bytes":-1}]`,
+		`[{"type":"max_bytes","bytes":true}]`, `[{"type":"max_bytes","bytes":1e999}]`,
+		`[{"type":"max_duration","seconds":"60"}]`, `[{"type":"max_duration","properties":[60]}]`,
+	} {
+		d, err := standard{}.answer([]byte(`{"decision":true,"context":{"obligations":` + list + `}}`))
+		if err != nil || d.Outcome != authz.Deny || d.Reason == "" || d.MaxBytes != 0 || d.MaxDuration != 0 {
+			t.Errorf("%s: %+v, %v", list, d, err)
 		}
 	}
 }
@@ -440,6 +479,9 @@ func TestWhatDoesNotLoad(t *testing.T) {
 		"bearer_token:":                      {Endpoint: url, BearerToken: "{file./does/not/exist}"},
 		`dialect "x"`:                        {Endpoint: url, Dialect: "x"},
 		"needs an agent_id":                  {Endpoint: url, Dialect: dialectV1},
+		"has no batch_endpoint":              {Endpoint: url, BatchEndpoint: off, Dialect: dialectV1, AgentID: "a"},
+		"discover tells the batch_endpoint":  {Discover: "https://pdp.example.com", BatchEndpoint: url},
+		"batch_endpoint: http:// to another": {Endpoint: url, BatchEndpoint: "http://pdp.example.com/x"},
 		"has no discovery":                   {Discover: "https://pdp.example.com", Dialect: dialectV1, AgentID: "a"},
 		"are words of dialect nowconnect-v1": {Endpoint: url, Audience: "x"},
 		`on_error "stale"`:                   {Endpoint: url, OnError: "stale"},

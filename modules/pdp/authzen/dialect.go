@@ -34,17 +34,18 @@ func (standard) answer(body []byte) (authz.Decision, error) {
 			return authz.Decision{}, errors.New("the member context of the answer is not an object")
 		}
 	}
-	d := authz.Decision{Outcome: authz.Deny, Reason: reason(context)}
+	d := authz.Decision{Outcome: authz.Deny, Reason: reason(context), Policy: text(context["policy"])}
 	if !allowed {
 		return d, nil
 	}
-	if o := obligation(context["obligations"]); o != "" {
-		d.Reason = "permitted under an obligation that the hub cannot fulfil: " + o
+	permit := d
+	permit.Outcome = authz.Allow
+	if err := oblige(&permit, context["obligations"]); err != nil {
+		d.Reason = "permitted under an obligation that the hub cannot fulfil: " + err.Error()
 		return d, nil
 	}
-	d.Outcome = authz.Allow
-	d.Lease, err = lease(context["ttl"])
-	return d, err
+	permit.Lease, err = lease(context["ttl"])
+	return permit, err
 }
 
 // original is the form of the first NowConnect. Its subject is the agent.
@@ -114,30 +115,6 @@ func lease(raw json.RawMessage) (time.Duration, error) {
 		return 0, errors.New("the answer's time to live is not a number")
 	}
 	return time.Duration(min(max(seconds, 1), 86400) * float64(time.Second)), nil
-}
-
-// obligation names the first obligation; empty means that there is none. What
-// is not a list of obligations is one that nobody understands.
-func obligation(raw json.RawMessage) string {
-	if len(raw) == 0 || string(raw) == "null" {
-		return ""
-	}
-	var list []struct {
-		ID   string `json:"id"`
-		Type string `json:"type"`
-	}
-	if err := json.Unmarshal(raw, &list); err != nil {
-		return "not readable"
-	}
-	if len(list) == 0 {
-		return ""
-	}
-	for _, name := range []string{list[0].Type, list[0].ID} {
-		if name = clean(name); name != "" {
-			return name
-		}
-	}
-	return "without a name"
 }
 
 // reason finds the words that PDPs give under various names: a text, or an
