@@ -2,7 +2,6 @@ package authzen
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -12,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/nowconnect/nowconnect/internal/authz"
+	"github.com/nowconnect/nowconnect/internal/authzen"
 )
 
 const (
@@ -57,7 +57,7 @@ func (c batchClient) askAgain(ctx context.Context, rs []*authz.Request, ds []aut
 	var again []*authz.Request
 	var at []int
 	for i, d := range ds {
-		if errors.Is(d.Err, errNoBatch) {
+		if errors.Is(d.Err, authzen.ErrAskAlone) {
 			again, at = append(again, rs[i]), append(at, i)
 		}
 	}
@@ -66,11 +66,11 @@ func (c batchClient) askAgain(ctx context.Context, rs []*authz.Request, ds []aut
 	}
 }
 
-// errNoBatch says that questions, or one, have to be asked one by one.
+// errNoBatch says that the questions have to be asked one by one.
 var errNoBatch = errors.New("the PDP does not take the questions together")
 
-// batch asks all questions in one request. errNoBatch means that none was
-// answered; as the Err of one decision, that this one was not.
+// batch asks all questions in one request. The Err of an answer that is none is
+// authzen.ErrAskAlone.
 func (c batchClient) batch(ctx context.Context, rs []*authz.Request) ([]authz.Decision, error) {
 	if c.batchless.now() {
 		return nil, errNoBatch
@@ -82,9 +82,7 @@ func (c batchClient) batch(ctx context.Context, rs []*authz.Request) ([]authz.De
 	case at.batch == "":
 		return nil, errNoBatch
 	}
-	// No member is put in front of the brackets, as a default for all: PDPs
-	// differ in what they merge.
-	question, err := json.Marshal(map[string]any{"evaluations": rs})
+	question, err := authzen.BatchQuestion(rs)
 	if err != nil {
 		return nil, &authz.Failure{Kind: authz.KindRejected, Err: fmt.Errorf("write the questions: %w", err)}
 	}
@@ -94,7 +92,9 @@ func (c batchClient) batch(ctx context.Context, rs []*authz.Request) ([]authz.De
 	}
 	var ds []authz.Decision
 	if err == nil {
-		ds, err = batchAnswers(body, len(rs))
+		if ds, err = authzen.BatchAnswers(body, len(rs)); err != nil {
+			err = &authz.Failure{Kind: authz.KindDecode, Err: err}
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ask the PDP %d questions (request %s): %w", len(rs), id, err)
@@ -137,49 +137,6 @@ func (b *batchless) now() bool { return time.Now().UnixNano() < b.until.Load() }
 func (b *batchless) learn() bool {
 	now := time.Now()
 	return b.until.Swap(now.Add(batchRetry).UnixNano()) < now.UnixNano()
-}
-
-// batchAnswers reads n answers.
-func batchAnswers(body []byte, n int) ([]authz.Decision, error) {
-	bad := func(format string, args ...any) error {
-		return &authz.Failure{Kind: authz.KindDecode, Err: fmt.Errorf(format, args...)}
-	}
-	var answer map[string]json.RawMessage
-	if json.Unmarshal(body, &answer) != nil {
-		return nil, bad("the answer is not a JSON object")
-	}
-	var items []json.RawMessage
-	if json.Unmarshal(answer["evaluations"], &items) != nil {
-		return nil, bad("the answer has no list evaluations")
-	}
-	if len(items) != n { // whose is which?
-		return nil, bad("%d answers to %d questions", len(items), n)
-	}
-	ds := make([]authz.Decision, n)
-	for i, item := range items {
-		ds[i] = batchAnswer(item)
-	}
-	return ds, nil
-}
-
-// batchAnswer reads one answer. In a batch, "decision": false also stands for a
-// question that the PDP could not judge; its context then has an error. That
-// must not end a session as a denial does, so the question is asked again by
-// itself, where an error is a status.
-func batchAnswer(item []byte) authz.Decision {
-	var failure struct {
-		Context struct {
-			Error json.RawMessage `json:"error"`
-		} `json:"context"`
-	}
-	if json.Unmarshal(item, &failure) == nil && len(failure.Context.Error) > 0 && string(failure.Context.Error) != "null" {
-		return authz.Fail(authz.KindRejected, errNoBatch)
-	}
-	d, err := standard{}.answer(item)
-	if err != nil {
-		return authz.Fail(authz.KindDecode, err)
-	}
-	return d
 }
 
 // Interface guard

@@ -15,19 +15,19 @@ import (
 	"net/url"
 	"os"
 	"strings"
-	"unicode"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
 	"github.com/nowconnect/nowconnect/internal/authz"
+	"github.com/nowconnect/nowconnect/internal/authzen"
 )
 
 // client puts questions to one PDP.
 type client struct {
 	http    *http.Client
 	where   locator
-	dialect dialect
+	dialect authzen.Dialect
 	token   string // secret; empty without
 	maxBody int64
 
@@ -36,9 +36,9 @@ type client struct {
 }
 
 func newClient(a *AuthZEN) (*client, error) {
-	c := &client{maxBody: a.MaxResponseSize, logger: a.logger, dialect: standard{}}
+	c := &client{maxBody: a.MaxResponseSize, logger: a.logger, dialect: authzen.Standard{}}
 	if a.Dialect == dialectV1 {
-		c.dialect = original{agent: a.AgentID, audience: a.Audience}
+		c.dialect = authzen.Original{Agent: a.AgentID, Audience: a.Audience}
 	}
 	configured, name := a.Endpoint, "endpoint"
 	if a.Discover != "" {
@@ -216,7 +216,7 @@ func (c *client) Decide(ctx context.Context, r *authz.Request) authz.Decision {
 	if err != nil {
 		return failed(err)
 	}
-	question, err := c.dialect.question(r)
+	question, err := c.dialect.Question(r)
 	if err != nil {
 		return authz.Fail(authz.KindRejected, fmt.Errorf("write the question: %w", err))
 	}
@@ -224,7 +224,7 @@ func (c *client) Decide(ctx context.Context, r *authz.Request) authz.Decision {
 	if err != nil {
 		return failed(fmt.Errorf("ask the PDP (request %s): %w", id, err))
 	}
-	d, err := c.dialect.answer(body)
+	d, err := c.dialect.Answer(body)
 	if err != nil {
 		return authz.Fail(authz.KindDecode, fmt.Errorf("ask the PDP (request %s): %w", id, err))
 	}
@@ -248,7 +248,7 @@ func (c *client) post(ctx context.Context, target string, question []byte, limit
 		// again on a fresh connection when the PDP had closed the idle one.
 		"Idempotency-Key": {},
 	}})
-	return id, clean(header.Get("X-Request-Id")), body, err
+	return id, authzen.Clean(header.Get("X-Request-Id")), body, err
 }
 
 // call is one request.
@@ -304,7 +304,7 @@ func (c *client) refused(resp *http.Response, body []byte) error {
 	if c.token != "" { // some servers repeat what they were sent
 		text = strings.ReplaceAll(text, c.token, "[token]")
 	}
-	return &authz.Failure{Kind: kind, Err: &statusError{resp.StatusCode, clean(text)}}
+	return &authz.Failure{Kind: kind, Err: &statusError{resp.StatusCode, authzen.Clean(text)}}
 }
 
 // statusError is an answer that is not a 200.
@@ -334,28 +334,4 @@ func failed(err error) authz.Decision {
 		kind = f.Kind
 	}
 	return authz.Fail(kind, err)
-}
-
-// maxText is how much of the PDP's words is kept.
-const maxText = 200
-
-// clean makes somebody else's text fit for a log line. What cannot be printed is
-// a space, and several are one.
-func clean(s string) string {
-	var b strings.Builder
-	gap := false
-	for _, r := range s {
-		switch {
-		case b.Len() >= maxText:
-			return b.String()
-		case r == ' ' || !unicode.IsPrint(r):
-			gap = b.Len() > 0
-			continue
-		case gap:
-			b.WriteByte(' ')
-			gap = false
-		}
-		b.WriteRune(r)
-	}
-	return b.String()
 }

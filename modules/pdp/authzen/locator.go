@@ -2,7 +2,6 @@ package authzen
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -12,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/nowconnect/nowconnect/internal/authz"
+	"github.com/nowconnect/nowconnect/internal/authzen"
 )
 
 const (
@@ -118,23 +118,15 @@ func (d *discovery) look(ctx context.Context) (place, error) {
 // read makes a place of metadata, which is somebody else's text until it is
 // found to be of this PDP.
 func (d *discovery) read(metadata []byte) (place, error) {
-	var m struct {
-		PDP    string `json:"policy_decision_point"`
-		Single string `json:"access_evaluation_endpoint"`
-		Batch  string `json:"access_evaluations_endpoint"`
-	}
-	if err := json.Unmarshal(metadata, &m); err != nil {
+	m, err := authzen.ReadMetadata(metadata, d.identifier)
+	if err != nil {
 		return place{}, &authz.Failure{Kind: authz.KindDecode, Err: err}
 	}
-	// Else a PDP could speak for another one.
-	if m.PDP != d.identifier {
-		return place{}, &authz.Failure{Kind: authz.KindDecode, Err: fmt.Errorf("it is that of %q and not of %q", clean(m.PDP), d.identifier)}
-	}
-	single, err := d.target("access_evaluation_endpoint", m.Single)
-	if err != nil || m.Batch == "" || d.noBatch {
+	single, err := d.target("access_evaluation_endpoint", m.Evaluation)
+	if err != nil || m.Evaluations == "" || d.noBatch {
 		return place{single: single}, err
 	}
-	batch, err := d.target("access_evaluations_endpoint", m.Batch)
+	batch, err := d.target("access_evaluations_endpoint", m.Evaluations)
 	return place{single: single, batch: batch}, err
 }
 

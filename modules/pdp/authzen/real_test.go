@@ -4,8 +4,9 @@ package authzen_test
 
 import (
 	"fmt"
+	"io"
 	"net"
-
+	"net/http"
 	"strings"
 	"testing"
 
@@ -15,8 +16,8 @@ import (
 
 // realPDP is a policy server that is not ours.
 type realPDP struct {
-	endpoint, batch string
-	options         string // further ones of pdp authzen
+	endpoint string
+	options  string // further ones of pdp authzen
 	// allow makes it allow clients in this network, and nobody else, from the
 	// moment that it returns.
 	allow func(network string)
@@ -30,8 +31,8 @@ func exercise(t *testing.T, pdp realPDP, kill func()) {
 	load := func(options string) {
 		t.Helper()
 		generation++ // what does not differ is not loaded
-		batch := fmt.Sprintf("batch_endpoint %s?generation=%d", pdp.batch, generation)
-		h.Load(h.Caddyfile(app(pdp.endpoint, batch+"\n"+pdp.options+"\n"+options), hubtest.Layer4, hubtest.Site))
+		options = fmt.Sprintf("%s\n%s\nmax_calls %d", pdp.options, options, 50+generation)
+		h.Load(h.Caddyfile(app(pdp.endpoint, options), hubtest.Layer4, hubtest.Site))
 	}
 	pdp.allow("127.0.0.0/8")
 	load("timeout 20s\ncache_ttl off\ndeny_ttl off")
@@ -71,6 +72,9 @@ func exercise(t *testing.T, pdp realPDP, kill func()) {
 	pdp.allow("127.0.0.1/32")
 	hubtest.RoundTrip(t, h.Dial(), "hello again")
 
+	if kill == nil {
+		return
+	}
 	// A PDP that is gone lets nobody in.
 	load("timeout 2s\ncache_ttl off\ndeny_ttl off")
 	kill()
@@ -89,7 +93,7 @@ func TestOPA(t *testing.T) {
 	opa := testpeer.OPA(t, testpeer.OPAOptions{Files: map[string]string{"nowconnect.rego": policy("192.0.2.0/24")}})
 	exercise(t, realPDP{
 		endpoint: opa.URL + "/v0/data/nowconnect/decision",
-		batch:    opa.URL + "/v0/data/nowconnect/decisions",
+		options:  "batch_endpoint " + opa.URL + "/v0/data/nowconnect/decisions",
 		allow:    func(network string) { opa.Write("nowconnect.rego", policy(network)) },
 	}, opa.Process.Kill)
 }
@@ -129,4 +133,43 @@ func TestOPAThatCannotAnswer(t *testing.T) {
 	if v := h.Metric(allowed) + h.Metric(denied); v != 0 {
 		t.Errorf("%v decisions were made", v)
 	}
+}
+
+const cerbosPolicy = `apiVersion: api.cerbos.dev/v1
+resourcePolicy:
+  resource: connector
+  version: default
+  rules:
+    - actions: ["connect"]
+      effect: EFFECT_ALLOW
+      roles: ["*"]
+      condition:
+        match:
+          expr: request.principal.id.inIPAddrRange("%s")
+`
+
+func TestCerbos(t *testing.T) {
+	policy := func(network string) string { return fmt.Sprintf(cerbosPolicy, network) }
+	cerbos := testpeer.Cerbos(t, map[string]string{"connector.yaml": policy("192.0.2.0/24")})
+	allow := func(network string) {
+		t.Helper()
+		want := fmt.Sprintf(`{"decision":%v}`, strings.HasPrefix(network, "127."))
+		cerbos.Write("connector.yaml", policy(network))
+		hubtest.Eventually(t, "Cerbos has the policy", func() bool {
+			resp, err := http.Post(cerbos.URL+"/access/v1/evaluation", "application/json", strings.NewReader(
+				`{"subject":{"type":"ip","id":"127.0.0.1"},"action":{"name":"connect"},"resource":{"type":"connector","id":"echo"},"context":{"hub":"test"}}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			b, err := io.ReadAll(resp.Body)
+			return err == nil && string(b) == want
+		})
+	}
+	t.Run("discovery", func(t *testing.T) {
+		exercise(t, realPDP{options: "discover " + cerbos.URL, allow: allow}, nil)
+	})
+	t.Run("endpoint", func(t *testing.T) {
+		exercise(t, realPDP{endpoint: cerbos.URL + "/access/v1/evaluation", allow: allow}, cerbos.Process.Kill)
+	})
 }

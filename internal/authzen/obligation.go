@@ -111,5 +111,5 @@ func text(raw json.RawMessage) string {
 	if json.Unmarshal(raw, &s) != nil {
 		return ""
 	}
-	return clean(s)
+	return Clean(s)
 }

@@ -11,19 +11,23 @@ import (
 	"github.com/nowconnect/nowconnect/internal/authz"
 )
 
-// dialect is the form of questions and answers.
-type dialect interface {
-	question(r *authz.Request) ([]byte, error)
-	answer(body []byte) (authz.Decision, error)
+// Dialect is the form of questions and answers.
+type Dialect interface {
+	// Question writes r.
+	Question(r *authz.Request) ([]byte, error)
+	// Answer reads what a PDP answered. An error means that it is no answer.
+	Answer(body []byte) (authz.Decision, error)
 }
 
-// standard is the OpenID Authorization API 1.0. authz.Request has its form, and
+// Standard is the OpenID Authorization API 1.0. authz.Request has its form, and
 // nothing that it does not name: some PDPs refuse what they do not know.
-type standard struct{}
+type Standard struct{}
 
-func (standard) question(r *authz.Request) ([]byte, error) { return json.Marshal(r) }
+// Question implements Dialect.
+func (Standard) Question(r *authz.Request) ([]byte, error) { return json.Marshal(r) }
 
-func (standard) answer(body []byte) (authz.Decision, error) {
+// Answer implements Dialect.
+func (Standard) Answer(body []byte) (authz.Decision, error) {
 	allowed, rest, err := verdict(body, "decision")
 	if err != nil {
 		return authz.Decision{}, err
@@ -48,8 +52,11 @@ func (standard) answer(body []byte) (authz.Decision, error) {
 	return permit, err
 }
 
-// original is the form of the first NowConnect. Its subject is the agent.
-type original struct{ agent, audience string }
+// Original is the form of the first NowConnect. Its subject is the agent.
+type Original struct {
+	Agent    string
+	Audience string // empty: not sent
+}
 
 type originalQuestion struct {
 	Subject struct {
@@ -66,17 +73,19 @@ type originalQuestion struct {
 	} `json:"context"`
 }
 
-func (o original) question(r *authz.Request) ([]byte, error) {
+// Question implements Dialect.
+func (o Original) Question(r *authz.Request) ([]byte, error) {
 	var q originalQuestion
-	q.Subject.AgentID = o.agent
+	q.Subject.AgentID = o.Agent
 	q.Action = r.Action.Name
 	q.Resource.Type, q.Resource.ID = "connector", r.Resource.ID
 	q.Context.ReplicaID, _ = r.Context["hub"].(string)
-	q.Context.Audience = o.audience
+	q.Context.Audience = o.Audience
 	return json.Marshal(q)
 }
 
-func (original) answer(body []byte) (authz.Decision, error) {
+// Answer implements Dialect.
+func (Original) Answer(body []byte) (authz.Decision, error) {
 	allowed, rest, err := verdict(body, "allow")
 	if err != nil || !allowed {
 		return authz.Decision{Outcome: authz.Deny}, err
@@ -85,12 +94,14 @@ func (original) answer(body []byte) (authz.Decision, error) {
 	return authz.Decision{Outcome: authz.Allow, Lease: l}, err
 }
 
+var errNoObject = errors.New("the answer is not a JSON object")
+
 // verdict reads the one boolean that counts. A map keeps encoding/json from
 // taking "Decision" for "decision".
 func verdict(body []byte, member string) (bool, map[string]json.RawMessage, error) {
 	var answer map[string]json.RawMessage
 	if err := json.Unmarshal(body, &answer); err != nil {
-		return false, nil, errors.New("the answer is not a JSON object")
+		return false, nil, errNoObject
 	}
 	switch string(answer[member]) {
 	case "true":
@@ -134,7 +145,7 @@ func reason(context map[string]json.RawMessage) string {
 			}
 		}
 		if text, ok := v.(string); ok && text != "" {
-			return clean(text)
+			return Clean(text)
 		}
 	}
 	return ""
