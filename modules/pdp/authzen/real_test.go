@@ -53,7 +53,7 @@ func exercise(t *testing.T, pdp realPDP, kill func()) {
 
 	// A policy that changes refuses who comes, and cuts who is there.
 	pdp.allow("192.0.2.0/24")
-	refused(t, h)
+	h.Refused()
 	hubtest.Eventually(t, "the denial is counted", func() bool { return h.Metric(denied) == 1 })
 	load("timeout 20s\ncache_ttl off\ndeny_ttl off")
 	for i, c := range live {
@@ -78,7 +78,7 @@ func exercise(t *testing.T, pdp realPDP, kill func()) {
 	// A PDP that is gone lets nobody in.
 	load("timeout 2s\ncache_ttl off\ndeny_ttl off")
 	kill()
-	refused(t, h)
+	h.Refused()
 	hubtest.Eventually(t, "the error is counted", func() bool { return h.Metric(failures) > 0 && h.Metric(listener) > 0 })
 }
 
@@ -122,7 +122,7 @@ func TestOPAThatCannotAnswer(t *testing.T) {
 			started = true
 		}
 		asked := opa.Asked()
-		refused(t, h)
+		h.Refused()
 		errors++
 		hubtest.Eventually(t, c.path+" is an error", func() bool { return h.Metric(failures) == errors && h.Metric(listener) == errors })
 		hubtest.Eventually(t, c.says, func() bool { return strings.Contains(h.Logged(), c.says) })
