@@ -114,6 +114,9 @@ func (h *Handler) client(cx *layer4.Connection) (*hub.Client, error) {
 		return nil, err
 	}
 	conn, tcp := endpoint(cx.Conn)
+	if tcp != nil {
+		served.learn(tcp.LocalAddr(), h.Connector)
+	}
 	sni, subject := tlsIdentity(cx)
 	return &hub.Client{
 		Connector: h.Connector,
