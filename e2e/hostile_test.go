@@ -459,7 +459,14 @@ func TestTokensAppearNowhere(t *testing.T) {
 	_, adminMetrics := s.adminDo(http.MethodGet, "/metrics", "", "")
 	_, metrics := s.get("/metrics")
 	_, ready := s.get("/readyz")
+	_, command := s.adminDo(http.MethodGet, "/debug/pprof/cmdline", "", "")
+	_, stacks := s.adminDo(http.MethodGet, "/debug/pprof/goroutine?debug=2", "", "")
+	_, vars := s.adminDo(http.MethodGet, "/debug/vars", "", "")
+	if !strings.Contains(command, "--config") || !strings.Contains(stacks, "goroutine ") || !strings.Contains(vars, "cmdline") {
+		t.Errorf("Caddy's debug pages are elsewhere: %.80q %.80q %.80q", command, stacks, vars)
+	}
 	places := map[string]string{
+		"pprof's command line": command, "pprof's stacks": stacks, "expvar": vars,
 		"/config/": config, "agents": agents, "sessions": sessions, "admin metrics": adminMetrics, "metrics": metrics, "readyz": ready,
 		"the hub's output": s.child.Output(), "the agent's output": good.Output(), "the refused agent's output": refused.Output(),
 	}
