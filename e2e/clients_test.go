@@ -80,6 +80,8 @@ func causes(t *testing.T) []cause {
 			}},
 		{name: "the connector was removed from the configuration", connector: "removed", reason: "revoked", code: denied, text: "access revoked",
 			act: without("removed")},
+		{name: "a permit is not renewed, or its `max_duration` or `max_bytes` is reached", connector: "bound", reason: "revoked", code: denied, text: "access revoked",
+			lines: []string{"pdp rules {\nallow some {\nsource 127.0.0.0/8\nmax_duration 1s\n}\n}"}},
 		{name: "the policy decision point gives no answer", connector: "pdp", reason: "pdp_error", code: unavailable, text: "policy unavailable",
 			lines: []string{"pdp authzen http://" + testpeer.Refuse(t) + "/access/v1/evaluation"}},
 		{name: "a limit is reached", connector: "limit", reason: "limit", code: busy, text: "connection limit reached", lines: []string{"max_sessions 1"}},

@@ -173,3 +173,68 @@ func TestCerbos(t *testing.T) {
 		exercise(t, realPDP{endpoint: cerbos.URL + "/access/v1/evaluation", allow: allow}, cerbos.Process.Kill)
 	})
 }
+
+// A permit is a lease: without any reload, a policy that changes cuts who is
+// there when their lease runs out, all in one question, and what a permit is
+// bound to is kept.
+func TestOPAPermitsAreLeases(t *testing.T) {
+	policy := func(network, context string) string {
+		return fmt.Sprintf(`package nowconnect
+decision := {"decision": net.cidr_contains("%s", input.context.source_ip), "context": %s}
+decisions := {"evaluations": [d | some q in input.evaluations; d := decision with input as q]}
+`, network, context)
+	}
+	opa := testpeer.OPA(t, testpeer.OPAOptions{Files: map[string]string{"nowconnect.rego": policy("127.0.0.0/8", `{"ttl": 1}`)}})
+	h := hubtest.New(t)
+	h.Load(h.Caddyfile(app(opa.URL+"/v0/data/nowconnect/decision", "batch_endpoint "+opa.URL+"/v0/data/nowconnect/decisions\ntimeout 20s\ncache_ttl off\ndeny_ttl off"),
+		hubtest.Layer4, hubtest.Site))
+	h.Agent(nil)
+	ended := func(n float64) {
+		t.Helper()
+		hubtest.Eventually(t, "they are revoked", func() bool {
+			return h.Metric(`nowconnect_sessions_closed_total{connector="echo",reason="revoked"}`) == n
+		})
+	}
+	var live []*net.TCPConn
+	for range 20 {
+		c := h.Dial()
+		hubtest.RoundTrip(t, c, "hello")
+		live = append(live, c)
+	}
+	hubtest.Eventually(t, "leases are renewed", func() bool { return h.Metric(allowed) >= 60 })
+	for _, c := range live {
+		hubtest.RoundTrip(t, c, "still here")
+	}
+	opa.Write("nowconnect.rego", policy("192.0.2.0/24", `{"ttl": 1}`))
+	for i, c := range live {
+		if _, err := c.Read(make([]byte, 1)); !testpeer.IsReset(err) {
+			t.Errorf("session %d, whose lease is not renewed: %v", i, err)
+		}
+	}
+	ended(20)
+	if v := h.Metric(failures); v != 0 {
+		t.Errorf("%v decisions were errors", v)
+	}
+	// Leases are spread, so there is more than one batch; and fewer questions
+	// than answers.
+	if asked, answered := opa.Asked(), h.Metric(allowed)+h.Metric(denied); float64(asked) >= answered {
+		t.Errorf("%v answers to %d questions", answered, asked)
+	}
+
+	opa.Write("nowconnect.rego", policy("127.0.0.0/8", `{"obligations": [{"type": "max_bytes", "id": "1", "bytes": 1000}]}`))
+	c := h.Dial()
+	hubtest.RoundTrip(t, c, strings.Repeat("x", 400))
+	if _, err := io.WriteString(c, strings.Repeat("x", 400)); err != nil {
+		t.Error(err)
+	}
+	if _, err := io.ReadAll(c); !testpeer.IsReset(err) {
+		t.Errorf("a session beyond its max_bytes: %v", err)
+	}
+	opa.Write("nowconnect.rego", policy("127.0.0.0/8", `{"obligations": [{"type": "max_duration", "id": "1", "seconds": 1}]}`))
+	c = h.Dial()
+	hubtest.RoundTrip(t, c, "hello")
+	if _, err := c.Read(make([]byte, 1)); !testpeer.IsReset(err) {
+		t.Errorf("a session beyond its max_duration: %v", err)
+	}
+	ended(22)
+}
