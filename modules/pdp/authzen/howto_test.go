@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nowconnect/nowconnect/internal/agent"
 	"github.com/nowconnect/nowconnect/internal/testpeer"
@@ -49,7 +51,7 @@ func readHowTo(t *testing.T) page {
 			p.hub = text
 		}
 	}
-	if len(p.files) != 4 || len(p.shell) != 3 || len(p.output) != 2 || p.hub == "" {
+	if len(p.files) != 4 || len(p.shell) != 4 || len(p.output) != 2 || p.hub == "" {
 		t.Fatalf("the page has %d files, %d scripts, %d outputs", len(p.files), len(p.shell), len(p.output))
 	}
 	return p
@@ -179,6 +181,20 @@ func TestHowToOPA(t *testing.T) {
 		b := make([]byte, 1)
 		_, err := c.Read(b)
 		return err == nil && b[0] == 'x'
+	})
+	// And back: who is there is judged at once by the page's command, of which
+	// the tests of the admin endpoint know that it sends this.
+	if p.shell[3] != "nowconnect reevaluate\n" {
+		t.Errorf("the page says %q", p.shell[3])
+	}
+	write("data.json", p.files["data.json"])
+	hubtest.Eventually(t, "the client is cut", func() bool {
+		if status, answer := h.AdminDo("POST", "/nowconnect/reevaluate", "application/json", "{}"); status != http.StatusOK {
+			t.Fatalf("%d %s", status, answer)
+		}
+		_ = c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		_, err := c.Read(make([]byte, 1))
+		return testpeer.IsReset(err) // it has not spoken LDAP, so there is no notice
 	})
 	if series("error") != 0 {
 		t.Error(strconv.Itoa(int(series("error"))) + " errors")

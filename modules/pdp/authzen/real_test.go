@@ -55,7 +55,9 @@ func exercise(t *testing.T, pdp realPDP, kill func()) {
 	pdp.allow("192.0.2.0/24")
 	h.Refused()
 	hubtest.Eventually(t, "the denial is counted", func() bool { return h.Metric(denied) == 1 })
-	load("timeout 20s\ncache_ttl off\ndeny_ttl off")
+	if status, answer := h.AdminDo("POST", "/nowconnect/reevaluate", "application/json", "{}"); status != 200 || !strings.Contains(answer, `"judging": 5`) {
+		t.Errorf("reevaluate: %d %s", status, answer)
+	}
 	for i, c := range live {
 		if _, err := c.Read(make([]byte, 1)); !testpeer.IsReset(err) {
 			t.Errorf("live session %d under a policy that denies it: %v", i, err)
