@@ -54,7 +54,7 @@ func (Standard) Answer(body []byte) (authz.Decision, error) {
 
 // Original is the form of the first NowConnect. Its subject is the agent.
 type Original struct {
-	Agent    string
+	Agent    string // empty: the one that the question names
 	Audience string // empty: not sent
 }
 
@@ -73,10 +73,17 @@ type originalQuestion struct {
 	} `json:"context"`
 }
 
+var errNoAgent = errors.New("no agent to ask about")
+
 // Question implements Dialect.
 func (o Original) Question(r *authz.Request) ([]byte, error) {
 	var q originalQuestion
-	q.Subject.AgentID = o.Agent
+	if q.Subject.AgentID = o.Agent; o.Agent == "" {
+		q.Subject.AgentID, _ = r.Context["agent"].(string)
+	}
+	if q.Subject.AgentID == "" {
+		return nil, errNoAgent
+	}
 	q.Action = r.Action.Name
 	q.Resource.Type, q.Resource.ID = "connector", r.Resource.ID
 	q.Context.ReplicaID, _ = r.Context["hub"].(string)

@@ -55,9 +55,9 @@ type AuthZEN struct {
 	// NowConnect, for a PDP that was written for it.
 	Dialect string `json:"dialect,omitempty"`
 
-	// AgentID is the subject of questions in the dialect nowconnect-v1, which
-	// requires it: there the PDP judges the agent and learns nothing about the
-	// client.
+	// AgentID is the subject of questions in the dialect nowconnect-v1, where the
+	// PDP judges the agent and learns nothing about the client. Default: the
+	// agent that would serve the connection.
 	AgentID string `json:"agent_id,omitempty"`
 
 	// Audience is the member `aud` of questions in the dialect nowconnect-v1.
@@ -212,8 +212,6 @@ func (a *AuthZEN) check() error {
 		return fmt.Errorf("either an endpoint or discover is needed, and not both")
 	case a.Dialect != dialectAuthZEN && a.Dialect != dialectV1:
 		return fmt.Errorf("dialect %q: there is %s and %s", a.Dialect, dialectAuthZEN, dialectV1)
-	case a.Dialect == dialectV1 && a.AgentID == "":
-		return fmt.Errorf("dialect %s needs an agent_id: there the PDP judges the agent", dialectV1)
 	case a.Dialect == dialectV1 && a.Discover != "":
 		return fmt.Errorf("dialect %s has no discovery: give the endpoint", dialectV1)
 	case a.Dialect == dialectV1 && a.BatchEndpoint != "":

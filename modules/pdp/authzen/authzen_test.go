@@ -194,6 +194,16 @@ func TestOriginalDialect(t *testing.T) {
 	if string(body) != want {
 		t.Errorf("sent %s", body)
 	}
+	// The subject is the agent that would serve the client, unless one is named.
+	a = provision(t, &AuthZEN{Endpoint: p.URL, Dialect: dialectV1})
+	r := request("192.0.2.1", 1)
+	if d := a.Decide(t.Context(), r); authz.KindOf(d) != authz.KindRejected || !strings.Contains(d.Err.Error(), "no agent to ask about") {
+		t.Errorf("%+v", d)
+	}
+	r.Context["agent"] = "premise-2"
+	if d := a.Decide(t.Context(), r); d.Outcome != authz.Allow || !strings.Contains(string(body), `{"agent_id":"premise-2"}`) {
+		t.Errorf("%+v after %s", d, body)
+	}
 	for answer, want := range map[string]authz.Outcome{
 		`{"allow":false,"ttl_sec":30}`: authz.Deny,
 		`{"allow":true,"ttl_sec":"x"}`: authz.Error,
@@ -426,7 +436,6 @@ func TestWhatDoesNotLoad(t *testing.T) {
 		"cannot stand in an HTTP header":     {Endpoint: url, BearerToken: "{env.NC_TEST_BAD}"},
 		"bearer_token:":                      {Endpoint: url, BearerToken: "{file./does/not/exist}"},
 		`dialect "x"`:                        {Endpoint: url, Dialect: "x"},
-		"needs an agent_id":                  {Endpoint: url, Dialect: dialectV1},
 		"has no batch_endpoint":              {Endpoint: url, BatchEndpoint: off, Dialect: dialectV1, AgentID: "a"},
 		"discover tells the batch_endpoint":  {Discover: "https://pdp.example.com", BatchEndpoint: url},
 		"batch_endpoint: http:// to another": {Endpoint: url, BatchEndpoint: "http://pdp.example.com/x"},
