@@ -200,6 +200,9 @@ func (a *AuthZEN) setDefaults() {
 	if a.DenyTTL == 0 {
 		a.DenyTTL = caddy.Duration(2 * time.Second)
 	}
+	if a.MaxCalls == 0 {
+		a.MaxCalls = 64
+	}
 	if a.MaxResponseSize == 0 {
 		a.MaxResponseSize = 64 << 10
 	}
@@ -237,7 +240,13 @@ func (a *AuthZEN) Decide(ctx context.Context, r *authz.Request) authz.Decision {
 
 // DecideBatch implements authz.BatchDecider.
 func (a *AuthZEN) DecideBatch(ctx context.Context, rs []*authz.Request) []authz.Decision {
-	ds := a.guard.DecideBatch(ctx, rs)
+	var ds []authz.Decision
+	if a.client.batchless.now() {
+		// Each by itself has a place among MaxCalls and a time limit of its own.
+		ds = authz.DecideEach(ctx, a.guard, rs, a.MaxCalls)
+	} else {
+		ds = a.guard.DecideBatch(ctx, rs)
+	}
 	for i, r := range rs {
 		ds[i] = a.finish(r, ds[i])
 	}

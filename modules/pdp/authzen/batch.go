@@ -72,9 +72,6 @@ var errNoBatch = errors.New("the PDP does not take the questions together")
 // batch asks all questions in one request. The Err of an answer that is none is
 // authzen.ErrAskAlone.
 func (c batchClient) batch(ctx context.Context, rs []*authz.Request) ([]authz.Decision, error) {
-	if c.batchless.now() {
-		return nil, errNoBatch
-	}
 	at, err := c.where.locate(ctx)
 	switch {
 	case err != nil:

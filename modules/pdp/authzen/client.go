@@ -183,9 +183,6 @@ func (t *TLS) config() (*tls.Config, error) {
 // its connection along, so that a dead one is gone after one call. One HTTP/2
 // connection would carry all calls into the same void.
 func newHTTP(config *tls.Config, calls int) *http.Client {
-	if calls == 0 {
-		calls = 64
-	}
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	return &http.Client{
