@@ -44,8 +44,8 @@ func (Standard) Answer(body []byte) (authz.Decision, error) {
 	}
 	permit := d
 	permit.Outcome = authz.Allow
-	if err := oblige(&permit, context["obligations"]); err != nil {
-		d.Reason = "permitted under an obligation that the hub cannot fulfil: " + err.Error()
+	if unmet := oblige(&permit, context["obligations"]); unmet != "" {
+		d.Reason = "permitted under an obligation that the hub cannot fulfil: " + unmet
 		return d, nil
 	}
 	permit.Lease, err = lease(context["ttl"])

@@ -19,26 +19,26 @@ const (
 // maxDuration keeps a number of seconds from overflowing a time.Duration.
 const maxDuration = 100 * 365 * 24 * time.Hour
 
-// oblige puts the obligations of a permit into d. What it cannot read or does
-// not know is an error that names it, and the permit then a denial: the draft
-// profile for obligations demands so, and a limit that is not understood must
-// not be no limit.
+// oblige puts the obligations of a permit into d. It returns what is wrong with
+// one that it cannot read or does not know, and nothing when all is well. The
+// permit is a denial then: the draft profile for obligations demands so, and a
+// limit that is not understood must not be no limit.
 //
 // Of several obligations of one type the strictest counts.
-func oblige(d *authz.Decision, raw json.RawMessage) error {
+func oblige(d *authz.Decision, raw json.RawMessage) (unmet string) {
 	if len(raw) == 0 || string(raw) == "null" {
-		return nil
+		return ""
 	}
 	var list []map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &list); err != nil {
-		return errors.New("not readable")
+	if json.Unmarshal(raw, &list) != nil {
+		return "not readable"
 	}
 	for _, o := range list {
 		if err := obligeOne(d, o); err != nil {
-			return err
+			return err.Error()
 		}
 	}
-	return nil
+	return ""
 }
 
 func obligeOne(d *authz.Decision, o map[string]json.RawMessage) error {
