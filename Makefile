@@ -16,6 +16,7 @@ BENCH    ?=
 
 AGENT_MAX_MB := 15
 LINTER   := .cache/golangci-lint
+OPA      := .cache/testbin/opa
 
 .DEFAULT_GOAL := build
 .PHONY: help build run deps test race bench bench-peers lint fuzz golden xcaddy check clean
@@ -34,13 +35,18 @@ run: build ## start hub, agent and a small directory, and try them
 deps: ## install what the tests need (Debian)
 	@scripts/deps.sh
 
-test: deps ## run all tests against real peers, with the race detector
+# Tests run it as a PDP. A module of its own, as that of the tools; by flags
+# that share what Caddy has in common with it. Tests that find none build it.
+$(OPA): tools/opa/go.mod tools/opa/go.sum
+	cd tools/opa && CGO_ENABLED=0 go build -trimpath -tags opa_no_oci -ldflags '-s -w' -o ../../$@ github.com/open-policy-agent/opa
+
+test: deps $(OPA) ## run all tests against real peers, with the race detector
 	$(GOTEST) -timeout $(TIMEOUT) ./...
 	CGO_ENABLED=0 go test -trimpath -run 'Allocate' ./internal/... # the race detector allocates
 	cd tools && go test ./...
 	cd bench && CGO_ENABLED=0 go test -trimpath -tags $(TAGS) ./...
 
-race: deps ## repeat tests to hunt for races: PKG=./internal/hub RUN=Drain COUNT=10
+race: deps $(OPA) ## repeat tests to hunt for races: PKG=./internal/hub RUN=Drain COUNT=10
 	$(GOTEST) -timeout $(TIMEOUT) -run '$(RUN)' -count $(COUNT) $(PKG)
 
 bench: build bench-build ## measure against direct, plain TLS, yamux and smux: BENCH='-short'

@@ -127,6 +127,11 @@ func TestToolsArePinned(t *testing.T) {
 			t.Errorf("%s is at %q, want %s", path, versions[path], want)
 		}
 	}
+	// What tests run as a PDP, in a module of its own.
+	opa, _ := required(t, "tools/opa/go.mod")
+	if v := opa["github.com/open-policy-agent/opa"]; v != "v1.22.2" {
+		t.Errorf("OPA is at %q", v)
+	}
 }
 
 func TestAgentBinaryIsSmall(t *testing.T) {

@@ -21,7 +21,7 @@ const module = "github.com/nowconnect/nowconnect"
 // is below it too, the longest one counts.
 var house = [][]string{
 	{"internal/wire", "internal/authz", "internal/demodir", "internal/loglimit"},
-	{"internal/tunnel", "internal/obs", "internal/rules"},
+	{"internal/tunnel", "internal/obs", "internal/rules", "internal/authzen"},
 	{"internal/hub", "internal/agent"},
 	{"modules/nowconnect"},
 	{"modules"},

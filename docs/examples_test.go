@@ -20,6 +20,7 @@ import (
 
 	_ "github.com/nowconnect/nowconnect"
 	"github.com/nowconnect/nowconnect/internal/agent"
+	"github.com/nowconnect/nowconnect/internal/testpeer"
 )
 
 // block is a fenced block of a page.
@@ -65,11 +66,13 @@ func allPages(t *testing.T) []string {
 }
 
 // TestCaddyfiles loads every Caddyfile of the pages as far as Caddy goes
-// without listening. Secrets come from files that the test makes.
+// without listening. Secrets and authorities come from files that the test makes.
 func TestCaddyfiles(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("XDG_DATA_HOME", dir)
 	t.Setenv("XDG_CONFIG_HOME", dir)
+	ca := testpeer.NewCA(t).File
+	authority := regexp.MustCompile(`/etc/[a-z-]+/[a-z-]*ca\.pem`)
 	secret := regexp.MustCompile(`\{file\.([^}]*)\}`)
 	for _, b := range blocks(t, "caddyfile") {
 		text := secret.ReplaceAllStringFunc(b.text, func(s string) string {
@@ -79,6 +82,7 @@ func TestCaddyfiles(t *testing.T) {
 			}
 			return "{file." + f + "}"
 		})
+		text = authority.ReplaceAllString(text, ca)
 		adapted, warnings, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(text), map[string]any{"filename": b.page})
 		if err != nil {
 			t.Errorf("%s: %v\n%s", b.page, err, b.text)

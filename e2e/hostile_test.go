@@ -402,6 +402,44 @@ func TestSilentCrowdsKeepNobodyOut(t *testing.T) {
 	s.waitMetric(active("overtls"), 0) // nobody is a client before the end of the TLS handshake
 }
 
+// Strangers who use up the hub's file descriptors make it deaf for as long as
+// they stay, and no longer. The listener of caddy-l4 alone would be deaf from then
+// on; that of the network nowconnect tries again.
+func TestListenerSurvivesFileDescriptorExhaustion(t *testing.T) {
+	s := startSite(t, siteOptions{process: true, files: 80, network: "nowconnect/"})
+	roundTrip(t, s.dial("echo"), "before")
+	accepts := fmt.Sprintf("nowconnect_listener_accept_errors_total{connector=%q}", "echo")
+	before := s.metric(accepts)
+	var crowd []net.Conn
+	leave := func() {
+		for _, c := range crowd {
+			c.Close()
+		}
+		crowd = nil
+	}
+	t.Cleanup(leave)
+	var waiting []*net.TCPConn
+	s.eventually("the hub cannot accept", func() bool {
+		if len(crowd) < 200 {
+			c, err := net.Dial("tcp", s.http)
+			if err != nil {
+				t.Fatal(err)
+			}
+			crowd = append(crowd, c)
+		}
+		if len(crowd)%20 == 0 && len(waiting) < 10 {
+			waiting = append(waiting, s.dial("echo"))
+		}
+		return strings.Contains(s.logged(), "cannot accept clients for now")
+	})
+	leave()
+	s.eventually("the hub accepts again", func() bool { return s.serves("echo") })
+	roundTrip(t, waiting[len(waiting)-1], "I have waited")
+	if n := s.metric(accepts); n < before+1 {
+		t.Errorf("%v accept errors, %v before", n, before)
+	}
+}
+
 // A token is in its two files and nowhere else, nor is one that was tried.
 // modules/nowconnect has TestSecretsStaySecret about the hub by itself.
 func TestTokensAppearNowhere(t *testing.T) {
@@ -421,7 +459,14 @@ func TestTokensAppearNowhere(t *testing.T) {
 	_, adminMetrics := s.adminDo(http.MethodGet, "/metrics", "", "")
 	_, metrics := s.get("/metrics")
 	_, ready := s.get("/readyz")
+	_, command := s.adminDo(http.MethodGet, "/debug/pprof/cmdline", "", "")
+	_, stacks := s.adminDo(http.MethodGet, "/debug/pprof/goroutine?debug=2", "", "")
+	_, vars := s.adminDo(http.MethodGet, "/debug/vars", "", "")
+	if !strings.Contains(command, "--config") || !strings.Contains(stacks, "goroutine ") || !strings.Contains(vars, "cmdline") {
+		t.Errorf("Caddy's debug pages are elsewhere: %.80q %.80q %.80q", command, stacks, vars)
+	}
 	places := map[string]string{
+		"pprof's command line": command, "pprof's stacks": stacks, "expvar": vars,
 		"/config/": config, "agents": agents, "sessions": sessions, "admin metrics": adminMetrics, "metrics": metrics, "readyz": ready,
 		"the hub's output": s.child.Output(), "the agent's output": good.Output(), "the refused agent's output": refused.Output(),
 	}

@@ -55,6 +55,8 @@ type siteOptions struct {
 	globals    []string // further global options; $HTTPS is site.https
 	process    bool     // the hub is a process of its own, bin/nowconnect
 	race       bool     // and built with the race detector
+	files      int      // and may have so many file descriptors; 0: as many as we
+	network    string   // begins the addresses of clients' listeners, such as nowconnect/
 	plain      bool     // agents come without TLS
 	noAgent    bool     // none is started; site.agent does it later
 	agent      func(*agent.Config)
@@ -159,7 +161,11 @@ func (s *site) startProcess(caddyfile string) error {
 	s.t.Helper()
 	file := s.write("Caddyfile", caddyfile)
 	env := []string{"XDG_DATA_HOME=" + s.dir, "XDG_CONFIG_HOME=" + s.dir}
-	s.child = testpeer.Start(s.t, env, testpeer.BuildBinary(s.t, "./cmd/nowconnect", s.o.race), "run", "--config", file, "--adapter", "caddyfile")
+	command := []string{testpeer.BuildBinary(s.t, "./cmd/nowconnect", s.o.race), "run", "--config", file, "--adapter", "caddyfile"}
+	if s.o.files > 0 {
+		command = append([]string{"/bin/sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, s.o.files), "sh"}, command...)
+	}
+	s.child = testpeer.Start(s.t, env, command[0], command[1:]...)
 	for end := time.Now().Add(soon); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		select {
 		case <-s.child.Done():
@@ -204,7 +210,7 @@ func (s *site) caddyfile() string {
 	}
 	p("\tlayer4 {")
 	for _, c := range s.o.connectors {
-		p("\t\t%s {\n\t\t\troute {\n\t\t\t\tnowconnect %s\n\t\t\t}\n\t\t}", s.addr(c.name), c.name)
+		p("\t\t%s {\n\t\t\troute {\n\t\t\t\tnowconnect %s\n\t\t\t}\n\t\t}", s.o.network+s.addr(c.name), c.name)
 	}
 	p("\t}\n}")
 	const routes = "\tnowconnect_agent /tunnel\n\tnowconnect_health\n\tmetrics /metrics\n}"

@@ -1,10 +1,28 @@
 #!/bin/sh
 # Installs what the tests run against: OpenLDAP, Prometheus, and the tools to
-# look at them. Does nothing, and says nothing, when all of it is there. On
-# systems other than Debian it names what is missing.
+# look at them; and Cerbos where there is npm. Does nothing, and says nothing,
+# when all of it is there. On systems other than Debian it names what is missing.
 set -eu
+cd "$(dirname "$0")/.."
 
 have() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ]; }
+
+# Cerbos comes as a binary by npm, and by nothing else that is here. No script of
+# the package runs, and the lock file pins it to the byte. What cannot be
+# installed is not missed: its tests skip, and say so.
+cerbos=.cache/cerbos
+if have npm && ! cmp -s tools/cerbos/package-lock.json "$cerbos/package-lock.json"; then
+	rm -rf "$cerbos"
+	mkdir -p "$cerbos"
+	cp tools/cerbos/package.json "$cerbos/"
+	cp tools/cerbos/package-lock.json "$cerbos/"
+	if (cd "$cerbos" && timeout 120 npm ci --ignore-scripts --no-audit --no-fund --fetch-retries 0 >npm.log 2>&1); then
+		echo "deps: installed Cerbos"
+	else
+		rm -f "$cerbos/package-lock.json"
+		echo "deps: npm cannot install Cerbos, its tests will be skipped: see $cerbos/npm.log"
+	fi
+fi
 
 # program:package
 missing= packages=

@@ -222,7 +222,7 @@ func TestChainAsksTogether(t *testing.T) {
 		}
 	}
 	for _, d := range Chain().(BatchDecider).DecideBatch(t.Context(), rs[:2]) {
-		if d.Err != errNobody {
+		if !errors.Is(d.Err, errNobody) {
 			t.Errorf("nobody decides: %+v", d)
 		}
 	}

@@ -1,6 +1,6 @@
 // Package testpeer owns the real counterparts that tests run against: an
-// OpenLDAP server, Prometheus, proxies that misbehave on demand, TCP targets,
-// and our own binaries. It is used by tests only.
+// OpenLDAP server, Prometheus, policy servers, proxies that misbehave on
+// demand, TCP targets, and our own binaries. It is used by tests only.
 //
 // Invariants:
 //
@@ -9,8 +9,9 @@
 //     tested at the same time.
 //   - Everything ends with the test that asked for it: goroutines and sockets
 //     through t.Cleanup, processes also when the test binary is killed.
-//   - What is missing fails the test and says how to install it. Nothing skips:
-//     a test that did not run must not look like one that passed.
+//   - What is missing fails the test and says how to install it. Nothing skips,
+//     as a test that did not run must not look like one that passed, but what
+//     needs Cerbos, which not every machine can have; OPA stands for it there.
 //
 // It alone of the internal packages may import Caddy, and it imports none of
 // our engine rooms, so that their own tests can use it.

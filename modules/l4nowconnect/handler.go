@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -26,7 +27,7 @@ func init() {
 // Handler connects a client to a connector of the nowconnect app. It is
 // terminal: no handler after it runs. The client is who the `tls` handler
 // before it has verified by certificate, or else its address, which the
-// `proxy_protocol` handler may have corrected.
+// `proxy_protocol` handler may have corrected for a trusted proxy.
 //
 // A client that is refused sees a TCP reset, or an LDAP notice if the connector
 // says `protocol ldap`. Refusals are logged, at most ten a second.
@@ -37,6 +38,13 @@ type Handler struct {
 	// Connector is the name of the connector. Required.
 	Connector string `json:"connector,omitempty"`
 
+	// TrustedProxies lists the addresses and networks of load balancers whose
+	// PROXY header is believed. A connection whose client somebody else has named
+	// by such a header is refused: the `allow` of caddy-l4's `proxy_protocol`
+	// handler does not keep anybody from it. Default: nobody is trusted.
+	TrustedProxies []string `json:"trusted_proxies,omitempty"`
+
+	trusted []netip.Prefix
 	hub     *hub.Hub // for connections that come before the first configuration is in force
 	logger  *zap.Logger
 	refused *nowconnect.LogLimiter
@@ -59,6 +67,10 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	if h.Connector == "" {
 		return errors.New("no connector: name the one to connect clients to")
+	}
+	var err error
+	if h.trusted, err = nowconnect.ParsePrefixes(h.TrustedProxies); err != nil {
+		return fmt.Errorf("trusted_proxies: %w", err)
 	}
 	app, err := nowconnect.FromContext(ctx)
 	if err != nil {
@@ -105,6 +117,9 @@ func (h *Handler) client(cx *layer4.Connection) (*hub.Client, error) {
 	if strings.HasPrefix(cx.LocalAddr().Network(), "udp") {
 		return nil, errNotTCP
 	}
+	if err := h.checkProxied(cx); err != nil {
+		return nil, err
+	}
 	prefix, err := takePrefetched(cx)
 	if err != nil {
 		return nil, err
@@ -114,6 +129,9 @@ func (h *Handler) client(cx *layer4.Connection) (*hub.Client, error) {
 		return nil, err
 	}
 	conn, tcp := endpoint(cx.Conn)
+	if tcp != nil {
+		served.learn(tcp.LocalAddr(), h.Connector)
+	}
 	sni, subject := tlsIdentity(cx)
 	return &hub.Client{
 		Connector: h.Connector,
@@ -162,14 +180,30 @@ func (h *Handler) survive() {
 
 // UnmarshalCaddyfile sets up the handler from Caddyfile tokens. Syntax:
 //
-//	nowconnect <connector>
+//	nowconnect <connector> {
+//		trusted_proxies <address>|<network>...
+//	}
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the handler's name
 	if !d.AllArgs(&h.Connector) {
 		return d.Err("nowconnect takes the name of one connector")
 	}
-	if d.NextBlock(d.Nesting()) {
-		return d.Errf("unrecognized option %q of nowconnect", d.Val())
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		switch {
+		case d.Val() != "trusted_proxies":
+			return d.Errf("unrecognized option %q of nowconnect", d.Val())
+		case h.TrustedProxies != nil:
+			return d.Err("trusted_proxies twice in the same block")
+		}
+		if h.TrustedProxies = d.RemainingArgs(); len(h.TrustedProxies) == 0 {
+			return d.Err("trusted_proxies needs at least one address or network")
+		}
+		if _, err := nowconnect.ParsePrefixes(h.TrustedProxies); err != nil {
+			return d.Errf("trusted_proxies: %v", err)
+		}
+		if d.NextBlock(nesting + 1) {
+			return d.Err("trusted_proxies takes no block")
+		}
 	}
 	return nil
 }

@@ -25,6 +25,7 @@ import (
 
 	_ "github.com/nowconnect/nowconnect"
 	"github.com/nowconnect/nowconnect/internal/authz"
+	"github.com/nowconnect/nowconnect/internal/testpeer"
 	"github.com/nowconnect/nowconnect/modules/internal/hubtest"
 )
 
@@ -77,6 +78,13 @@ func last(t *testing.T) *authz.Request {
 		t.Fatal("nobody was asked")
 	}
 	return asked.requests[len(asked.requests)-1]
+}
+
+// questions is how many there were.
+func questions() int {
+	asked.Lock()
+	defer asked.Unlock()
+	return len(asked.requests)
 }
 
 // start runs a hub with the recorder as its policy and a route's handlers.
@@ -144,7 +152,7 @@ func TestPrefetchedBytesReachTheTarget(t *testing.T) {
 }
 
 func TestProxyProtocolTellsTheClient(t *testing.T) {
-	h := start(t, "allow", "\t\t\troute {\n\t\t\t\tproxy_protocol {\n\t\t\t\t\tallow 127.0.0.1/32\n\t\t\t\t}\n\t\t\t\tnowconnect echo\n\t\t\t}", "")
+	h := start(t, "allow", "\t\t\troute {\n\t\t\t\tproxy_protocol {\n\t\t\t\t\tallow 127.0.0.1/32\n\t\t\t\t}\n\t\t\t\tnowconnect echo {\n\t\t\t\t\ttrusted_proxies 127.0.0.1\n\t\t\t\t}\n\t\t\t}", "")
 	c := h.Dial()
 	hubtest.RoundTripAfter(t, c, "PROXY TCP4 203.0.113.7 198.51.100.1 5555 389\r\n", "hello")
 	if r := last(t); r.Subject.ID != "203.0.113.7" {
@@ -346,6 +354,65 @@ func TestLeakedListenerObeysThePolicyInForce(t *testing.T) {
 	h.Load(h.Caddyfile(strings.Replace(hubtest.Basic, "allow_all", "test_recorder deny", 1), hubtest.Layer4, hubtest.Site))
 	for range 60 {
 		h.Refused()
+	}
+}
+
+// A client cannot choose the address by which it is judged: a PROXY header of
+// somebody who is no trusted proxy is refused, whatever the handler of caddy-l4
+// makes of it. Without that handler its bytes go to the target like any others.
+func TestProxyHeaderOfAStrangerIsNotBelieved(t *testing.T) {
+	const header = "PROXY TCP4 203.0.113.7 198.51.100.1 5555 389\r\n"
+	const v2local = "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
+	const elsewhere = "{\n\t\t\t\t\ttrusted_proxies 192.0.2.0/24 2001:db8::1\n\t\t\t\t}"
+	for name, handlers := range map[string]string{
+		"from elsewhere":         "proxy_protocol {\n\t\t\t\t\tallow 192.0.2.0/24\n\t\t\t\t}\n\t\t\t\tnowconnect echo " + elsewhere,
+		"only caddy-l4 trusts":   "proxy_protocol {\n\t\t\t\t\tallow 127.0.0.0/8\n\t\t\t\t}\n\t\t\t\tnowconnect echo",
+		"no list at all":         "proxy_protocol\n\t\t\t\tnowconnect echo",
+		"behind the throttle":    "throttle\n\t\t\t\tproxy_protocol\n\t\t\t\tnowconnect echo {\n\t\t\t\t\ttrusted_proxies 127.0.0.1\n\t\t\t\t}",
+		"two, the first trusted": "proxy_protocol\n\t\t\t\tproxy_protocol\n\t\t\t\tnowconnect echo {\n\t\t\t\t\ttrusted_proxies 203.0.113.7\n\t\t\t\t}",
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := start(t, "allow", "\t\t\troute {\n\t\t\t\t"+handlers+"\n\t\t\t}", "")
+			before := questions()
+			c := h.Dial()
+			if _, err := io.WriteString(c, header+header+"hello"); err != nil {
+				t.Fatal(err)
+			}
+			if b, err := io.ReadAll(c); len(b) > 0 || err != nil && !testpeer.IsReset(err) {
+				t.Errorf("it gets %q, %v", b, err)
+			}
+			hubtest.Eventually(t, "the refusal is logged", func() bool { return strings.Contains(h.Logged(), "PROXY header from") })
+			if n := questions(); n != before {
+				t.Errorf("policy was asked about %+v", last(t))
+			}
+		})
+	}
+	t.Run("LOCAL says nothing about anybody", func(t *testing.T) {
+		h := start(t, "allow", "\t\t\troute {\n\t\t\t\tproxy_protocol\n\t\t\t\tnowconnect echo\n\t\t\t}", "")
+		hubtest.RoundTripAfter(t, h.Dial(), v2local, "hello")
+		if r := last(t); r.Subject.ID != "127.0.0.1" {
+			t.Errorf("asked about %+v", r.Subject)
+		}
+	})
+	t.Run("without the handler", func(t *testing.T) {
+		h := start(t, "allow", "\t\t\troute {\n\t\t\t\tnowconnect echo\n\t\t\t}", "")
+		hubtest.RoundTrip(t, h.Dial(), header+"hello")
+		if r := last(t); r.Subject.ID != "127.0.0.1" || r.Context["source_ip"] != "127.0.0.1" {
+			t.Errorf("asked about %+v with %v", r.Subject, r.Context)
+		}
+	})
+}
+
+// Half a PROXY header holds up the one who sent it, and for a time only.
+func TestUnfinishedProxyHeaderIsBounded(t *testing.T) {
+	h := start(t, "allow", "\t\t\troute {\n\t\t\t\tproxy_protocol {\n\t\t\t\t\tallow 127.0.0.1/32\n\t\t\t\t\ttimeout 200ms\n\t\t\t\t}\n\t\t\t\tnowconnect echo {\n\t\t\t\t\ttrusted_proxies 127.0.0.1\n\t\t\t\t}\n\t\t\t}", "")
+	stuck := h.Dial()
+	if _, err := io.WriteString(stuck, "PROXY TCP4 203.0.113.7 "); err != nil {
+		t.Fatal(err)
+	}
+	hubtest.RoundTripAfter(t, h.Dial(), "PROXY TCP4 203.0.113.8 198.51.100.1 5555 389\r\n", "hello")
+	if _, err := io.ReadAll(stuck); err != nil && !testpeer.IsReset(err) {
+		t.Errorf("half a header: %v, want the end", err)
 	}
 }
 

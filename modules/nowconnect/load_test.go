@@ -164,6 +164,8 @@ func TestPortConflicts(t *testing.T) {
 		"http and layer4, any host": {l4(port), "http://" + port + " {\n}", "both listen on"},
 		"any host, two spellings":   {l4("0.0.0.0" + port), "http://" + port + " {\n}", "both listen on"},
 		"two of layer4":             {l4("$HTTP", "$HTTP"), "", "layer4 server srv0 and layer4 server srv1 both listen on"},
+		"network nowconnect":        {l4("nowconnect/$HTTP"), "http://$HTTP {\n\tbind 127.0.0.1\n}", "both listen on"},
+		"two networks":              {l4("nowconnect/$HTTP", "$HTTP"), "", "layer4 server srv0 and layer4 server srv1 both listen on"},
 		"udp and tcp":               {l4("udp/$HTTP"), "http://$HTTP {\n\tbind 127.0.0.1\n}", ""},
 		"a host of its own":         {l4("127.0.0.2" + port), "http://$HTTP {\n\tbind 127.0.0.1\n}", ""},
 	} {

@@ -108,7 +108,14 @@ func portsMeet(x, y caddy.NetworkAddress) bool {
 		x.StartPort != 0 && x.StartPort <= y.EndPort && y.StartPort <= x.EndPort
 }
 
+// Network is the network of TCP addresses such as nowconnect/:389, whose
+// listeners layer4.handlers.nowconnect makes.
+const Network = "nowconnect"
+
 func transport(network string) string {
+	if network == Network {
+		return "tcp"
+	}
 	for _, t := range []string{"tcp", "udp"} {
 		if strings.HasPrefix(network, t) {
 			return t

@@ -7,7 +7,7 @@
 //     is an error, which is neither an allow nor a deny nor kept.
 //   - The bearer token is in requests to the PDP and nowhere else: not in the
 //     configuration, not in an error, not in the log. Redirects are not followed.
-//   - A permit with an obligation is a denial: this hub cannot fulfil any yet.
+//   - A permit with an obligation that the hub cannot fulfil is a denial.
 //   - No call outlives the timeout, and no answer is read past the size limit.
 package authzen
 
@@ -44,13 +44,20 @@ type AuthZEN struct {
 	// metadata must name this very identifier.
 	Discover string `json:"discover,omitempty"`
 
+	// BatchEndpoint is the URL that several questions at once are posted to,
+	// when live sessions are judged again, or `off` to ask one by one. Default:
+	// what Discover tells; for an Endpoint whose path ends in
+	// /access/v1/evaluation, the same with /access/v1/evaluations; else none. A
+	// PDP that answers 404, 405 or 501 there is asked one by one for an hour.
+	BatchEndpoint string `json:"batch_endpoint,omitempty"`
+
 	// Dialect is `authzen` (default) or `nowconnect-v1`, the form of the first
 	// NowConnect, for a PDP that was written for it.
 	Dialect string `json:"dialect,omitempty"`
 
-	// AgentID is the subject of questions in the dialect nowconnect-v1, which
-	// requires it: there the PDP judges the agent and learns nothing about the
-	// client.
+	// AgentID is the subject of questions in the dialect nowconnect-v1, where the
+	// PDP judges the agent and learns nothing about the client. Default: the
+	// agent that would serve the connection.
 	AgentID string `json:"agent_id,omitempty"`
 
 	// Audience is the member `aud` of questions in the dialect nowconnect-v1.
@@ -126,6 +133,8 @@ const (
 	dialectAuthZEN = "authzen"
 	dialectV1      = "nowconnect-v1"
 
+	off = "off"
+
 	maxResponse = 16 << 20
 
 	onErrorDeny  = "deny"
@@ -154,12 +163,13 @@ func (a *AuthZEN) Provision(ctx caddy.Context) error {
 	}
 	a.client = c
 	a.failOpen = nowconnect.NewLogLimiter(1, 1)
-	a.guard = authz.NewGuard(authz.DeciderFunc(c.decide), authz.GuardConfig{
+	a.guard = authz.NewGuard(c.engine(), authz.GuardConfig{
 		Timeout:        time.Duration(a.Timeout),
 		AllowTTL:       max(0, time.Duration(a.CacheTTL)),
 		DenyTTL:        max(0, time.Duration(a.DenyTTL)),
 		CacheSize:      a.CacheSize,
 		MaxCalls:       a.MaxCalls,
+		MaxBatch:       maxBatch,
 		BreakerChanged: a.breakerChanged,
 		Panicked: func(v any, stack []byte) {
 			a.logger.Error("asking the PDP panicked", zap.Any("panic", v), zap.ByteString("stack", stack))
@@ -190,6 +200,9 @@ func (a *AuthZEN) setDefaults() {
 	if a.DenyTTL == 0 {
 		a.DenyTTL = caddy.Duration(2 * time.Second)
 	}
+	if a.MaxCalls == 0 {
+		a.MaxCalls = 64
+	}
 	if a.MaxResponseSize == 0 {
 		a.MaxResponseSize = 64 << 10
 	}
@@ -202,10 +215,12 @@ func (a *AuthZEN) check() error {
 		return fmt.Errorf("either an endpoint or discover is needed, and not both")
 	case a.Dialect != dialectAuthZEN && a.Dialect != dialectV1:
 		return fmt.Errorf("dialect %q: there is %s and %s", a.Dialect, dialectAuthZEN, dialectV1)
-	case a.Dialect == dialectV1 && a.AgentID == "":
-		return fmt.Errorf("dialect %s needs an agent_id: there the PDP judges the agent", dialectV1)
 	case a.Dialect == dialectV1 && a.Discover != "":
 		return fmt.Errorf("dialect %s has no discovery: give the endpoint", dialectV1)
+	case a.Dialect == dialectV1 && a.BatchEndpoint != "":
+		return fmt.Errorf("dialect %s has no batch_endpoint", dialectV1)
+	case a.Discover != "" && a.BatchEndpoint != "" && a.BatchEndpoint != off:
+		return fmt.Errorf("discover tells the batch_endpoint: leave it out, or say `off`")
 	case a.Dialect != dialectV1 && (a.AgentID != "" || a.Audience != ""):
 		return fmt.Errorf("agent_id and audience are words of dialect %s", dialectV1)
 	case a.OnError != onErrorDeny && a.OnError != onErrorAllow:
@@ -220,7 +235,31 @@ func (a *AuthZEN) check() error {
 
 // Decide implements authz.Decider.
 func (a *AuthZEN) Decide(ctx context.Context, r *authz.Request) authz.Decision {
-	d := a.guard.Decide(ctx, r)
+	return a.finish(r, a.guard.Decide(ctx, r))
+}
+
+// DecideBatch implements authz.BatchDecider.
+func (a *AuthZEN) DecideBatch(ctx context.Context, rs []*authz.Request) []authz.Decision {
+	var ds []authz.Decision
+	if a.client.batchless.now() {
+		// Each by itself has a place among MaxCalls and a time limit of its own.
+		ds = authz.DecideEach(ctx, a.guard, rs, a.MaxCalls)
+	} else {
+		ds = a.guard.DecideBatch(ctx, rs)
+	}
+	for i, r := range rs {
+		ds[i] = a.finish(r, ds[i])
+	}
+	return ds
+}
+
+// Flush implements authz.Flusher.
+func (a *AuthZEN) Flush() { a.guard.Flush() }
+
+// finish names the engine, also where nobody was asked, and makes an error a
+// permit if the configuration says so in words.
+func (a *AuthZEN) finish(r *authz.Request, d authz.Decision) authz.Decision {
+	d.Engine = engineName
 	if d.Outcome == authz.Allow || d.Outcome == authz.Deny || a.OnError != onErrorAllow {
 		return d
 	}
@@ -228,7 +267,7 @@ func (a *AuthZEN) Decide(ctx context.Context, r *authz.Request) authz.Decision {
 		a.logger.Warn("let a client in because the PDP gave no answer (on_error allow)",
 			zap.String("connector", r.Resource.ID), zap.String("subject", r.Subject.ID), zap.Error(d.Err), suppressed)
 	}
-	return authz.Decision{Outcome: authz.Allow, Reason: "on_error allow", Err: d.Err}
+	return authz.Decision{Outcome: authz.Allow, Reason: "on_error allow", Engine: engineName, Err: d.Err}
 }
 
 func (a *AuthZEN) breakerChanged(open bool) {
@@ -269,5 +308,6 @@ func checkURL(u *url.URL, insecure bool) error {
 var (
 	_ caddy.Provisioner  = (*AuthZEN)(nil)
 	_ caddy.CleanerUpper = (*AuthZEN)(nil)
-	_ authz.Decider      = (*AuthZEN)(nil)
+	_ authz.BatchDecider = (*AuthZEN)(nil)
+	_ authz.Flusher      = (*AuthZEN)(nil)
 )

@@ -129,10 +129,12 @@ func TestAnswers(t *testing.T) {
 		"unknown members":             {200, `{"decision":true,"evaluations":[],"x":{"decision":false}}`, authz.Allow, "", ""},
 		"null context":                {200, `{"decision":true,"context":null}`, authz.Allow, "", ""},
 		"no obligations":              {200, `{"decision":true,"context":{"obligations":[]}}`, authz.Allow, "", ""},
-		"obligation":                  {200, `{"decision":true,"context":{"obligations":[{"id":"1","type":"max_bytes","properties":{"bytes":1}}]}}`, authz.Deny, "max_bytes", ""},
+		"unknown obligation":          {200, `{"decision":true,"context":{"obligations":[{"id":"1","type":"step-up","acr_value":"x"}]}}`, authz.Deny, "step-up", ""},
 		"obligation without type":     {200, `{"decision":true,"context":{"obligations":[{"id":"stepup"}]}}`, authz.Deny, "stepup", ""},
 		"obligation without name":     {200, `{"decision":true,"context":{"obligations":[{}]}}`, authz.Deny, "without a name", ""},
 		"obligations of another form": {200, `{"decision":true,"context":{"obligations":{"mfa":true}}}`, authz.Deny, "not readable", ""},
+		"known beside unknown":        {200, `{"decision":true,"context":{"obligations":[{"type":"max_bytes","bytes":9},{"type":"x"}]}}`, authz.Deny, "fulfil: x", ""},
+		"malformed obligation":        {200, `{"decision":true,"context":{"obligations":[{"type":"max_bytes","bytes":"9"}]}}`, authz.Deny, "max_bytes: no member bytes", ""},
 		"obligations of a denial":     {200, `{"decision":false,"context":{"obligations":[{"id":"1"}]}}`, authz.Deny, "", ""},
 		"garbage":                     {200, "<html>hello</html>", authz.Error, "not a JSON object", authz.KindDecode},
 		"binary garbage":              {200, "\x00\xff\xfe", authz.Error, "not a JSON object", authz.KindDecode},
@@ -178,21 +180,6 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-func TestLease(t *testing.T) {
-	for body, want := range map[string]time.Duration{
-		`{"decision":true,"context":{"ttl":2.5}}`:  2500 * time.Millisecond,
-		`{"decision":true,"context":{"ttl":0}}`:    time.Second,
-		`{"decision":true,"context":{"ttl":-3}}`:   time.Second,
-		`{"decision":true,"context":{"ttl":1e99}}`: 24 * time.Hour,
-		`{"decision":true,"context":{"ttl":null}}`: 0,
-	} {
-		d, err := standard{}.answer([]byte(body))
-		if err != nil || d.Outcome != authz.Allow || d.Lease != want {
-			t.Errorf("%s: %+v, %v", body, d, err)
-		}
-	}
-}
-
 func TestOriginalDialect(t *testing.T) {
 	var body []byte
 	p := newPDP(t, func(w http.ResponseWriter, r *http.Request) {
@@ -206,6 +193,16 @@ func TestOriginalDialect(t *testing.T) {
 	want := `{"subject":{"agent_id":"premise-1"},"action":"connect","resource":{"type":"connector","id":"addomain"},"context":{"replica_id":"hub-1","aud":"nowconnect"}}`
 	if string(body) != want {
 		t.Errorf("sent %s", body)
+	}
+	// The subject is the agent that would serve the client, unless one is named.
+	a = provision(t, &AuthZEN{Endpoint: p.URL, Dialect: dialectV1})
+	r := request("192.0.2.1", 1)
+	if d := a.Decide(t.Context(), r); authz.KindOf(d) != authz.KindRejected || !strings.Contains(d.Err.Error(), "no agent to ask about") {
+		t.Errorf("%+v", d)
+	}
+	r.Context["agent"] = "premise-2"
+	if d := a.Decide(t.Context(), r); d.Outcome != authz.Allow || !strings.Contains(string(body), `{"agent_id":"premise-2"}`) {
+		t.Errorf("%+v after %s", d, body)
 	}
 	for answer, want := range map[string]authz.Outcome{
 		`{"allow":false,"ttl_sec":30}`: authz.Deny,
@@ -439,7 +436,9 @@ func TestWhatDoesNotLoad(t *testing.T) {
 		"cannot stand in an HTTP header":     {Endpoint: url, BearerToken: "{env.NC_TEST_BAD}"},
 		"bearer_token:":                      {Endpoint: url, BearerToken: "{file./does/not/exist}"},
 		`dialect "x"`:                        {Endpoint: url, Dialect: "x"},
-		"needs an agent_id":                  {Endpoint: url, Dialect: dialectV1},
+		"has no batch_endpoint":              {Endpoint: url, BatchEndpoint: off, Dialect: dialectV1, AgentID: "a"},
+		"discover tells the batch_endpoint":  {Discover: "https://pdp.example.com", BatchEndpoint: url},
+		"batch_endpoint: http:// to another": {Endpoint: url, BatchEndpoint: "http://pdp.example.com/x"},
 		"has no discovery":                   {Discover: "https://pdp.example.com", Dialect: dialectV1, AgentID: "a"},
 		"are words of dialect nowconnect-v1": {Endpoint: url, Audience: "x"},
 		`on_error "stale"`:                   {Endpoint: url, OnError: "stale"},

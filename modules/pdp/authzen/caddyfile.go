@@ -14,6 +14,7 @@ import (
 //
 //	authzen [<endpoint>] {
 //		discover          <identifier>
+//		batch_endpoint    <url>|off
 //		timeout           <duration>
 //		cache_ttl         <duration>|off
 //		deny_ttl          <duration>|off
@@ -44,6 +45,7 @@ func (a *AuthZEN) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	}
 	err := block(d, "pdp authzen", map[string]func(*caddyfile.Dispenser) error{
 		"discover":          word(&a.Discover),
+		"batch_endpoint":    word(&a.BatchEndpoint),
 		"timeout":           duration(&a.Timeout, false),
 		"cache_ttl":         duration(&a.CacheTTL, true),
 		"deny_ttl":          duration(&a.DenyTTL, true),

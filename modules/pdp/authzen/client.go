@@ -15,28 +15,30 @@ import (
 	"net/url"
 	"os"
 	"strings"
-	"unicode"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
 	"github.com/nowconnect/nowconnect/internal/authz"
+	"github.com/nowconnect/nowconnect/internal/authzen"
 )
 
 // client puts questions to one PDP.
 type client struct {
 	http    *http.Client
 	where   locator
-	dialect dialect
+	dialect authzen.Dialect
 	token   string // secret; empty without
 	maxBody int64
-	logger  *zap.Logger
+
+	batchless batchless
+	logger    *zap.Logger
 }
 
 func newClient(a *AuthZEN) (*client, error) {
-	c := &client{maxBody: a.MaxResponseSize, logger: a.logger, dialect: standard{}}
+	c := &client{maxBody: a.MaxResponseSize, logger: a.logger, dialect: authzen.Standard{}}
 	if a.Dialect == dialectV1 {
-		c.dialect = original{agent: a.AgentID, audience: a.Audience}
+		c.dialect = authzen.Original{Agent: a.AgentID, Audience: a.Audience}
 	}
 	configured, name := a.Endpoint, "endpoint"
 	if a.Discover != "" {
@@ -50,9 +52,15 @@ func newClient(a *AuthZEN) (*client, error) {
 		if u.RawQuery != "" {
 			return nil, errors.New("discover: an identifier has no query")
 		}
-		c.where = newDiscovery(c, u, a.Insecure)
+		d := newDiscovery(c, u, a.Insecure)
+		d.noBatch = a.BatchEndpoint == off
+		c.where = d
 	} else {
-		c.where = fixed(u.String())
+		where := fixed{single: u.String()}
+		if where.batch, err = batchURL(a, u); err != nil {
+			return nil, fmt.Errorf("batch_endpoint: %w", err)
+		}
+		c.where = where
 	}
 	if a.BearerToken != "" {
 		if c.token, err = resolveToken(a.BearerToken); err != nil {
@@ -67,6 +75,34 @@ func newClient(a *AuthZEN) (*client, error) {
 	return c, nil
 }
 
+// engine is c as the guard should see it: one that surely takes no batches is
+// asked one by one there, each question with a place and a time limit of its own.
+func (c *client) engine() authz.Decider {
+	if at, ok := c.where.(fixed); ok && at.batch == "" {
+		return c
+	}
+	return batchClient{c}
+}
+
+// batchURL is where several questions at once go. It is empty when the dialect
+// has none, when the configuration says so, or when nobody knows.
+func batchURL(a *AuthZEN, single *url.URL) (string, error) {
+	switch {
+	case a.Dialect == dialectV1 || a.BatchEndpoint == off:
+		return "", nil
+	case a.BatchEndpoint == "":
+		return besides(single), nil
+	}
+	u, err := parseURL(a.BatchEndpoint, a.Insecure)
+	if err != nil {
+		return "", err
+	}
+	return u.String(), nil
+}
+
+// errNoURL stands for url.Error, which repeats the URL with what it holds.
+var errNoURL = errors.New("not a URL")
+
 func parseURL(configured string, insecure bool) (*url.URL, error) {
 	s, err := caddy.NewReplacer().ReplaceOrErr(configured, true, true)
 	if err != nil {
@@ -74,7 +110,7 @@ func parseURL(configured string, insecure bool) (*url.URL, error) {
 	}
 	u, err := url.Parse(s)
 	if err != nil {
-		return nil, errors.New("not a URL") // url.Error repeats it, with what it holds
+		return nil, errNoURL
 	}
 	return u, checkURL(u, insecure)
 }
@@ -147,9 +183,6 @@ func (t *TLS) config() (*tls.Config, error) {
 // its connection along, so that a dead one is gone after one call. One HTTP/2
 // connection would carry all calls into the same void.
 func newHTTP(config *tls.Config, calls int) *http.Client {
-	if calls == 0 {
-		calls = 64
-	}
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	return &http.Client{
@@ -170,48 +203,67 @@ func newHTTP(config *tls.Config, calls int) *http.Client {
 	}
 }
 
-// decide is the engine behind the guard, which sets ctx's deadline.
-func (c *client) decide(ctx context.Context, r *authz.Request) authz.Decision {
-	endpoint, err := c.where.endpoint(ctx)
+// engineName is this module in decisions.
+const engineName = "authzen"
+
+// Decide implements authz.Decider: it is the engine behind the guard, which sets
+// ctx's deadline.
+func (c *client) Decide(ctx context.Context, r *authz.Request) authz.Decision {
+	at, err := c.where.locate(ctx)
 	if err != nil {
 		return failed(err)
 	}
-	question, err := c.dialect.question(r)
+	question, err := c.dialect.Question(r)
 	if err != nil {
 		return authz.Fail(authz.KindRejected, fmt.Errorf("write the question: %w", err))
 	}
-	id := rand.Text()
-	header := http.Header{
-		"Content-Type": {"application/json"},
-		"X-Request-Id": {id},
-		// Not sent, being empty; tells Transport that the question may be asked
-		// again on a fresh connection when the PDP had closed the idle one.
-		"Idempotency-Key": {},
-	}
-	answered, body, err := c.do(ctx, http.MethodPost, endpoint, header, question)
+	id, answered, body, err := c.post(ctx, at.single, question, c.maxBody)
 	if err != nil {
 		return failed(fmt.Errorf("ask the PDP (request %s): %w", id, err))
 	}
-	d, err := c.dialect.answer(body)
+	d, err := c.dialect.Answer(body)
 	if err != nil {
 		return authz.Fail(authz.KindDecode, fmt.Errorf("ask the PDP (request %s): %w", id, err))
 	}
+	d.Engine, d.ID = engineName, id
 	if l := c.logger.Check(zap.DebugLevel, "asked the PDP"); l != nil {
-		l.Write(zap.String("request_id", id), zap.String("answered_request_id", clean(answered.Get("X-Request-Id"))),
+		l.Write(zap.String("request_id", id), zap.String("answered_request_id", answered),
 			zap.String("connector", r.Resource.ID), zap.String("subject", r.Subject.ID),
 			zap.Stringer("decision", d.Outcome), zap.String("reason", d.Reason))
 	}
 	return d
 }
 
+// post asks under a new request id. It returns that id, the one in the answer,
+// which the PDP may have left out or replaced, and the answer's body.
+func (c *client) post(ctx context.Context, target string, question []byte, limit int64) (id, answered string, body []byte, err error) {
+	id = rand.Text()
+	header, body, err := c.do(ctx, call{method: http.MethodPost, target: target, body: question, limit: limit, header: http.Header{
+		"Content-Type": {"application/json"},
+		"X-Request-Id": {id},
+		// Not sent, being empty; tells Transport that the question may be asked
+		// again on a fresh connection when the PDP had closed the idle one.
+		"Idempotency-Key": {},
+	}})
+	return id, authzen.Clean(header.Get("X-Request-Id")), body, err
+}
+
+// call is one request.
+type call struct {
+	method, target string
+	header         http.Header
+	body           []byte
+	limit          int64 // bytes of the answer
+}
+
 // do sends one request and reads its answer, which must be a 200. Errors have
 // their kind.
-func (c *client) do(ctx context.Context, method, target string, header http.Header, body []byte) (http.Header, []byte, error) {
-	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
+func (c *client) do(ctx context.Context, k call) (http.Header, []byte, error) {
+	req, err := http.NewRequestWithContext(ctx, k.method, k.target, bytes.NewReader(k.body))
 	if err != nil {
 		return nil, nil, &authz.Failure{Kind: authz.KindTransport, Err: err}
 	}
-	req.Header = header
+	req.Header = k.header
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("User-Agent", "nowconnect")
 	if c.token != "" {
@@ -225,15 +277,15 @@ func (c *client) do(ctx context.Context, method, target string, header http.Head
 		return nil, nil, &authz.Failure{Kind: kindOf(err), Err: err}
 	}
 	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, c.maxBody+1))
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, k.limit+1))
 	if resp.StatusCode != http.StatusOK {
 		return nil, nil, c.refused(resp, answer)
 	}
 	switch {
 	case err != nil:
 		return nil, nil, &authz.Failure{Kind: kindOf(err), Err: fmt.Errorf("read the answer: %w", err)}
-	case int64(len(answer)) > c.maxBody:
-		return nil, nil, &authz.Failure{Kind: authz.KindDecode, Err: fmt.Errorf("the answer is larger than %d bytes", c.maxBody)}
+	case int64(len(answer)) > k.limit:
+		return nil, nil, &authz.Failure{Kind: authz.KindDecode, Err: fmt.Errorf("the answer is larger than %d bytes", k.limit)}
 	}
 	return resp.Header, answer, nil
 }
@@ -249,11 +301,20 @@ func (c *client) refused(resp *http.Response, body []byte) error {
 	if c.token != "" { // some servers repeat what they were sent
 		text = strings.ReplaceAll(text, c.token, "[token]")
 	}
-	err := fmt.Errorf("status %d", resp.StatusCode)
-	if text = clean(text); text != "" {
-		err = fmt.Errorf("status %d: %s", resp.StatusCode, text)
+	return &authz.Failure{Kind: kind, Err: &statusError{resp.StatusCode, authzen.Clean(text)}}
+}
+
+// statusError is an answer that is not a 200.
+type statusError struct {
+	status int
+	text   string // the beginning of its body
+}
+
+func (e *statusError) Error() string {
+	if e.text == "" {
+		return fmt.Sprintf("status %d", e.status)
 	}
-	return &authz.Failure{Kind: kind, Err: err}
+	return fmt.Sprintf("status %d: %s", e.status, e.text)
 }
 
 func kindOf(err error) authz.Kind {
@@ -270,23 +331,4 @@ func failed(err error) authz.Decision {
 		kind = f.Kind
 	}
 	return authz.Fail(kind, err)
-}
-
-// maxText is how much of the PDP's words is kept.
-const maxText = 200
-
-// clean makes somebody else's text fit for a log line.
-func clean(s string) string {
-	var b strings.Builder
-	for _, r := range s {
-		if b.Len() >= maxText {
-			break
-		}
-		if unicode.IsPrint(r) {
-			b.WriteRune(r)
-		} else {
-			b.WriteByte(' ')
-		}
-	}
-	return strings.TrimSpace(b.String())
 }

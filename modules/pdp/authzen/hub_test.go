@@ -124,6 +124,8 @@ func TestPDPDecidesWhoConnects(t *testing.T) {
 	if _, err := first.Read(make([]byte, 1)); !testpeer.IsReset(err) {
 		t.Errorf("the live session of a client who is denied now: %v", err)
 	}
+	// The others too: their end must not meet what the PDP does next.
+	hubtest.Eventually(t, "every live session is cut", func() bool { return h.Metric(`nowconnect_tcp_active_connections{connector="echo"}`) == 0 })
 	hubtest.Eventually(t, "the reason is in the log", func() bool { return strings.Contains(h.Logged(), "not you") })
 
 	// A PDP that fails, hangs or is gone is an error, counted as such.

@@ -2,7 +2,6 @@ package authzen
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -12,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/nowconnect/nowconnect/internal/authz"
+	"github.com/nowconnect/nowconnect/internal/authzen"
 )
 
 const (
@@ -24,14 +24,39 @@ const (
 	metadataRetry = time.Minute
 )
 
-// locator tells where questions go.
-type locator interface {
-	endpoint(ctx context.Context) (string, error)
+// place is where questions go.
+type place struct {
+	single string // URL for one question
+	batch  string // URL for several at once; empty when the PDP has none
 }
 
-type fixed string
+// locator tells where questions go.
+type locator interface {
+	locate(ctx context.Context) (place, error)
+}
 
-func (f fixed) endpoint(context.Context) (string, error) { return string(f), nil }
+type fixed place
+
+func (f fixed) locate(context.Context) (place, error) { return place(f), nil }
+
+// The paths that the specification gives the two endpoints.
+const (
+	singlePath = "/access/v1/evaluation"
+	batchPath  = "/access/v1/evaluations"
+)
+
+// besides returns the URL for several questions at once that goes with the one
+// for a single question: only where that has the specified path can the other
+// be known.
+func besides(single *url.URL) string {
+	before, ok := strings.CutSuffix(single.Path, singlePath)
+	if !ok || single.RawPath != "" {
+		return ""
+	}
+	u := *single
+	u.Path = before + batchPath
+	return u.String()
+}
 
 // discovery asks the PDP where questions go, when the first one does.
 type discovery struct {
@@ -39,9 +64,10 @@ type discovery struct {
 	identifier string
 	metadata   string // URL
 	insecure   bool
+	noBatch    bool // do not use the batch endpoint that it tells
 
 	turn  chan struct{} // holds one token; who has it may use what is below
-	found string        // empty until the first answer
+	found place         // empty until the first answer
 	until time.Time     // when to ask again
 }
 
@@ -57,23 +83,23 @@ func newDiscovery(c *client, id *url.URL, insecure bool) *discovery {
 	return d
 }
 
-// endpoint keeps using what it has found when a later look fails.
-func (d *discovery) endpoint(ctx context.Context) (string, error) {
+// locate keeps using what it has found when a later look fails.
+func (d *discovery) locate(ctx context.Context) (place, error) {
 	select {
 	case <-d.turn:
 	case <-ctx.Done():
-		return "", &authz.Failure{Kind: authz.KindTimeout, Err: fmt.Errorf("read the PDP's metadata: %w", ctx.Err())}
+		return place{}, &authz.Failure{Kind: authz.KindTimeout, Err: fmt.Errorf("read the PDP's metadata: %w", ctx.Err())}
 	}
 	defer func() { d.turn <- struct{}{} }()
-	if d.found != "" && time.Now().Before(d.until) {
+	if d.found.single != "" && time.Now().Before(d.until) {
 		return d.found, nil
 	}
 	found, err := d.look(ctx)
 	switch {
 	case err == nil:
 		d.found, d.until = found, time.Now().Add(metadataAge)
-	case d.found == "":
-		return "", fmt.Errorf("read the PDP's metadata: %w", err)
+	case d.found.single == "":
+		return place{}, fmt.Errorf("read the PDP's metadata: %w", err)
 	default:
 		d.client.logger.Warn("cannot read the PDP's metadata again: using what it said before", zap.Error(err))
 		d.until = time.Now().Add(metadataRetry)
@@ -81,28 +107,38 @@ func (d *discovery) endpoint(ctx context.Context) (string, error) {
 	return d.found, nil
 }
 
-func (d *discovery) look(ctx context.Context) (string, error) {
-	_, body, err := d.client.do(ctx, http.MethodGet, d.metadata, http.Header{}, nil)
+func (d *discovery) look(ctx context.Context) (place, error) {
+	_, body, err := d.client.do(ctx, call{method: http.MethodGet, target: d.metadata, header: http.Header{}, limit: d.client.maxBody})
 	if err != nil {
-		return "", err
+		return place{}, err
 	}
-	var m struct {
-		PDP      string `json:"policy_decision_point"`
-		Endpoint string `json:"access_evaluation_endpoint"`
+	return d.read(body)
+}
+
+// read makes a place of metadata, which is somebody else's text until it is
+// found to be of this PDP.
+func (d *discovery) read(metadata []byte) (place, error) {
+	m, err := authzen.ReadMetadata(metadata, d.identifier)
+	if err != nil {
+		return place{}, &authz.Failure{Kind: authz.KindDecode, Err: err}
 	}
-	if err := json.Unmarshal(body, &m); err != nil {
-		return "", &authz.Failure{Kind: authz.KindDecode, Err: err}
+	single, err := d.target("access_evaluation_endpoint", m.Evaluation)
+	if err != nil || m.Evaluations == "" || d.noBatch {
+		return place{single: single}, err
 	}
-	// Else a PDP could speak for another one.
-	if m.PDP != d.identifier {
-		return "", &authz.Failure{Kind: authz.KindDecode, Err: fmt.Errorf("it is that of %q and not of %q", clean(m.PDP), d.identifier)}
-	}
-	u, err := url.Parse(m.Endpoint)
-	if err == nil {
+	batch, err := d.target("access_evaluations_endpoint", m.Evaluations)
+	return place{single: single, batch: batch}, err
+}
+
+func (d *discovery) target(name, value string) (string, error) {
+	u, err := url.Parse(value)
+	if err != nil {
+		err = errNoURL
+	} else {
 		err = checkURL(u, d.insecure)
 	}
 	if err != nil {
-		return "", &authz.Failure{Kind: authz.KindDecode, Err: fmt.Errorf("access_evaluation_endpoint: %w", err)}
+		return "", &authz.Failure{Kind: authz.KindDecode, Err: fmt.Errorf("%s: %w", name, err)}
 	}
 	return u.String(), nil
 }

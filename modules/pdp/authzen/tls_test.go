@@ -149,6 +149,47 @@ func TestDiscovery(t *testing.T) {
 			t.Errorf("%s: %+v", name, d)
 		}
 	}
+	// A batch endpoint is used if there is one, and its URL is held to the same.
+	batches := 0
+	withBatch := func(endpoint string) string {
+		return fmt.Sprintf(`{"policy_decision_point":%q,"access_evaluation_endpoint":%q,"access_evaluations_endpoint":%q}`, p.URL, p.URL+"/one", endpoint)
+	}
+	two := []*authz.Request{request("192.0.2.1", 1), request("192.0.2.2", 1)}
+	for name, c := range map[string]struct {
+		metadata, option string
+		want             int
+	}{
+		"there":     {withBatch(p.URL + "/many"), "", 1},
+		"off":       {withBatch(p.URL + "/many"), "off", 0},
+		"not there": {document(p.URL, p.URL+"/one"), "", 0},
+	} {
+		batches = 0
+		p.set(func(w http.ResponseWriter, r *http.Request) {
+			switch r.URL.Path {
+			case "/many":
+				batches++
+				answers(200, `{"evaluations":[{"decision":true},{"decision":true}]}`)(w, r)
+			case "/one":
+				answers(200, `{"decision":true}`)(w, r)
+			default:
+				answers(200, c.metadata)(w, r)
+			}
+		})
+		a := provision(t, &AuthZEN{Discover: p.URL, BatchEndpoint: c.option, Timeout: patient})
+		for _, d := range a.DecideBatch(t.Context(), two) {
+			if d.Outcome != authz.Allow {
+				t.Errorf("%s: %+v", name, d)
+			}
+		}
+		if batches != c.want {
+			t.Errorf("%s: %d batches", name, batches)
+		}
+	}
+	serve(withBatch("http://pdp.example.com/many"))
+	if d := ask(provision(t, &AuthZEN{Discover: p.URL, Timeout: patient}), "192.0.2.1", 1); authz.KindOf(d) != authz.KindDecode ||
+		!strings.Contains(d.Err.Error(), "access_evaluations_endpoint: http://") {
+		t.Errorf("%+v", d)
+	}
 	// What is not there at first is found later.
 	p.set(answers(404, ""))
 	a := provision(t, &AuthZEN{Discover: p.URL, Timeout: patient})

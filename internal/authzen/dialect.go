@@ -11,19 +11,23 @@ import (
 	"github.com/nowconnect/nowconnect/internal/authz"
 )
 
-// dialect is the form of questions and answers.
-type dialect interface {
-	question(r *authz.Request) ([]byte, error)
-	answer(body []byte) (authz.Decision, error)
+// Dialect is the form of questions and answers.
+type Dialect interface {
+	// Question writes r.
+	Question(r *authz.Request) ([]byte, error)
+	// Answer reads what a PDP answered. An error means that it is no answer.
+	Answer(body []byte) (authz.Decision, error)
 }
 
-// standard is the OpenID Authorization API 1.0. authz.Request has its form, and
+// Standard is the OpenID Authorization API 1.0. authz.Request has its form, and
 // nothing that it does not name: some PDPs refuse what they do not know.
-type standard struct{}
+type Standard struct{}
 
-func (standard) question(r *authz.Request) ([]byte, error) { return json.Marshal(r) }
+// Question implements Dialect.
+func (Standard) Question(r *authz.Request) ([]byte, error) { return json.Marshal(r) }
 
-func (standard) answer(body []byte) (authz.Decision, error) {
+// Answer implements Dialect.
+func (Standard) Answer(body []byte) (authz.Decision, error) {
 	allowed, rest, err := verdict(body, "decision")
 	if err != nil {
 		return authz.Decision{}, err
@@ -34,21 +38,25 @@ func (standard) answer(body []byte) (authz.Decision, error) {
 			return authz.Decision{}, errors.New("the member context of the answer is not an object")
 		}
 	}
-	d := authz.Decision{Outcome: authz.Deny, Reason: reason(context)}
+	d := authz.Decision{Outcome: authz.Deny, Reason: reason(context), Policy: text(context["policy"])}
 	if !allowed {
 		return d, nil
 	}
-	if o := obligation(context["obligations"]); o != "" {
-		d.Reason = "permitted under an obligation that the hub cannot fulfil: " + o
+	permit := d
+	permit.Outcome = authz.Allow
+	if unmet := oblige(&permit, context["obligations"]); unmet != "" {
+		d.Reason = "permitted under an obligation that the hub cannot fulfil: " + unmet
 		return d, nil
 	}
-	d.Outcome = authz.Allow
-	d.Lease, err = lease(context["ttl"])
-	return d, err
+	permit.Lease, err = lease(context["ttl"])
+	return permit, err
 }
 
-// original is the form of the first NowConnect. Its subject is the agent.
-type original struct{ agent, audience string }
+// Original is the form of the first NowConnect. Its subject is the agent.
+type Original struct {
+	Agent    string // empty: the one that the question names
+	Audience string // empty: not sent
+}
 
 type originalQuestion struct {
 	Subject struct {
@@ -65,17 +73,26 @@ type originalQuestion struct {
 	} `json:"context"`
 }
 
-func (o original) question(r *authz.Request) ([]byte, error) {
+var errNoAgent = errors.New("no agent to ask about")
+
+// Question implements Dialect.
+func (o Original) Question(r *authz.Request) ([]byte, error) {
 	var q originalQuestion
-	q.Subject.AgentID = o.agent
+	if q.Subject.AgentID = o.Agent; o.Agent == "" {
+		q.Subject.AgentID, _ = r.Context["agent"].(string)
+	}
+	if q.Subject.AgentID == "" {
+		return nil, errNoAgent
+	}
 	q.Action = r.Action.Name
 	q.Resource.Type, q.Resource.ID = "connector", r.Resource.ID
 	q.Context.ReplicaID, _ = r.Context["hub"].(string)
-	q.Context.Audience = o.audience
+	q.Context.Audience = o.Audience
 	return json.Marshal(q)
 }
 
-func (original) answer(body []byte) (authz.Decision, error) {
+// Answer implements Dialect.
+func (Original) Answer(body []byte) (authz.Decision, error) {
 	allowed, rest, err := verdict(body, "allow")
 	if err != nil || !allowed {
 		return authz.Decision{Outcome: authz.Deny}, err
@@ -84,12 +101,14 @@ func (original) answer(body []byte) (authz.Decision, error) {
 	return authz.Decision{Outcome: authz.Allow, Lease: l}, err
 }
 
+var errNoObject = errors.New("the answer is not a JSON object")
+
 // verdict reads the one boolean that counts. A map keeps encoding/json from
 // taking "Decision" for "decision".
 func verdict(body []byte, member string) (bool, map[string]json.RawMessage, error) {
 	var answer map[string]json.RawMessage
 	if err := json.Unmarshal(body, &answer); err != nil {
-		return false, nil, errors.New("the answer is not a JSON object")
+		return false, nil, errNoObject
 	}
 	switch string(answer[member]) {
 	case "true":
@@ -116,30 +135,6 @@ func lease(raw json.RawMessage) (time.Duration, error) {
 	return time.Duration(min(max(seconds, 1), 86400) * float64(time.Second)), nil
 }
 
-// obligation names the first obligation; empty means that there is none. What
-// is not a list of obligations is one that nobody understands.
-func obligation(raw json.RawMessage) string {
-	if len(raw) == 0 || string(raw) == "null" {
-		return ""
-	}
-	var list []struct {
-		ID   string `json:"id"`
-		Type string `json:"type"`
-	}
-	if err := json.Unmarshal(raw, &list); err != nil {
-		return "not readable"
-	}
-	if len(list) == 0 {
-		return ""
-	}
-	for _, name := range []string{list[0].Type, list[0].ID} {
-		if name = clean(name); name != "" {
-			return name
-		}
-	}
-	return "without a name"
-}
-
 // reason finds the words that PDPs give under various names: a text, or an
 // object of texts by language or status.
 func reason(context map[string]json.RawMessage) string {
@@ -157,7 +152,7 @@ func reason(context map[string]json.RawMessage) string {
 			}
 		}
 		if text, ok := v.(string); ok && text != "" {
-			return clean(text)
+			return Clean(text)
 		}
 	}
 	return ""
