@@ -85,9 +85,9 @@ type Config struct {
 	// or the URL's host. Required.
 	Name string
 	// Dial connects to the directory, below TLS. Required. It should honour
-	// ctx; a connection that arrives late is closed. Deadlines on the
-	// connection are used when it has them, closing it must unblock reads and
-	// writes.
+	// ctx; a connection that arrives late is closed, and closing it must
+	// unblock reads and writes. An *Error that it returns is passed on with its class; classes
+	// other than ClassUnavailable and ClassTimeout are not tried again.
 	Dial func(ctx context.Context) (net.Conn, error)
 	// Security is required.
 	Security Security
@@ -144,7 +144,7 @@ type Config struct {
 	// [ClassUnavailable]. 0 means 1024.
 	MaxQueue int
 	// Attempts is how often an operation is tried on transport errors, busy
-	// and unavailable. 0 means 4.
+	// and unavailable, with pauses of 0.1 s to 2 s. 0 means 5.
 	Attempts int
 
 	// Observer is told what happens.

@@ -1,5 +1,11 @@
 package ldapgroup
 
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
 // Class says what kind of failure it is; an HTTP status follows from it. It is
 // a closed set.
 type Class string
@@ -15,6 +21,7 @@ const (
 	ClassLastMember     Class = "last_member"      // 409: the group must keep one
 	ClassPrimaryGroup   Class = "primary_group"    // 409: a member through its primary group cannot be removed here
 	ClassPrecondition   Class = "precondition"     // 412: IfMatch
+	ClassNoPrecondition Class = "no_precondition"  // 428: a Replace without IfMatch and Force
 	ClassTooManyRemoved Class = "removal_limit"    // 409: a Replace would remove more than allowed
 	ClassTooLarge       Class = "too_large"        // 413: more members than MaxMembers
 	ClassMemberNotFound Class = "member_not_found" // 422
@@ -47,8 +54,60 @@ type Error struct {
 	Err error
 }
 
-// Error tells what failed, where, and the cause.
-func (e *Error) Error() string { return e.Op + ": " + string(e.Class) }
+// Error tells what failed, where, and the cause. It has no credentials in it;
+// names and the directory's text it has.
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString(e.Op)
+	if e.Member != "" {
+		fmt.Fprintf(&b, " %q", e.Member)
+	}
+	if e.Group != "" {
+		fmt.Fprintf(&b, " of group %q", e.Group)
+	}
+	if e.Directory != "" {
+		fmt.Fprintf(&b, " at %s", e.Directory)
+	}
+	fmt.Fprintf(&b, ": %s", strings.ReplaceAll(string(e.Class), "_", " "))
+	if e.Answer != nil {
+		fmt.Fprintf(&b, ": %d %s", e.Answer.Code, e.Answer.Name)
+		if e.Answer.Diagnostic != "" {
+			fmt.Fprintf(&b, " (%s)", e.Answer.Diagnostic)
+		}
+	}
+	// The cause of an answer is the answer in other words.
+	if e.Err != nil && (e.Answer == nil || !isAnswer(e.Err)) {
+		fmt.Fprintf(&b, ": %s", e.Err)
+	}
+	return b.String()
+}
 
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
+
+// Timeout reports whether a deadline passed (net.Error).
+func (e *Error) Timeout() bool { return e.Class == ClassTimeout }
+
+// Temporary reports whether another try makes sense (net.Error).
+func (e *Error) Temporary() bool { return e.RetryAfter > 0 || e.Class == ClassTimeout }
+
+// about returns a copy of e that names group and member where e does not.
+func (e *Error) about(group, member string) *Error {
+	c := *e
+	if c.Group == "" {
+		c.Group = group
+	}
+	if c.Member == "" {
+		c.Member = member
+	}
+	return &c
+}
+
+// classOf is the class of an error of this package, "" for others.
+func classOf(err error) Class {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Class
+	}
+	return ""
+}

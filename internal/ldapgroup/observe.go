@@ -46,12 +46,33 @@ type MemberEvent struct {
 // ConnEvent is one change of the pool.
 type ConnEvent struct {
 	Directory string
-	// What is "open", "open_failed", "closed_idle", "closed_error",
-	// "closed_unhealthy", "closed_canceled" or "closed_shutdown".
+	// What is "open", "open_failed", "closed_idle", "closed_unhealthy",
+	// "closed_error" (also after a cancelled operation) or "closed_shutdown".
 	What string
 	// Open is the number of connections after it.
 	Open int
 	// Duration is how long opening took, or how long it was open.
 	Duration time.Duration
 	Err      *Error
+}
+
+func (e *Engine) noteConn(ev ConnEvent) {
+	if e.cfg.Observer.Conn != nil {
+		ev.Directory = e.cfg.Name
+		e.cfg.Observer.Conn(ev)
+	}
+}
+
+func (e *Engine) noteModify(ev ModifyEvent) {
+	if e.cfg.Observer.Modify != nil {
+		ev.Directory = e.cfg.Name
+		e.cfg.Observer.Modify(ev)
+	}
+}
+
+func (e *Engine) noteMember(ctx context.Context, ev MemberEvent) {
+	if e.cfg.Observer.Member != nil {
+		ev.Directory = e.cfg.Name
+		e.cfg.Observer.Member(ctx, ev)
+	}
 }

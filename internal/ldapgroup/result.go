@@ -57,8 +57,8 @@ type MemberResult struct {
 	Changed   Changed `json:"changed"`
 	// Note names a circumstance: [NotePrimaryGroup], [NotePlaceholder].
 	Note string `json:"note,omitempty"`
-	// Answer is the directory's last one about this member alone; nil when
-	// there was none, or when it was one to many.
+	// Answer is the directory's last one to a request that carried the member;
+	// nil when there was none, and when it was success.
 	Answer *Answer `json:"ldap,omitempty"`
 	// Attempts counts the modify requests that carried the member.
 	Attempts int `json:"attempts"`

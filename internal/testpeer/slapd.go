@@ -18,6 +18,9 @@ type SlapdOptions struct {
 	IdleTimeout time.Duration // the server closes idle connections; whole seconds, 0 = never
 	People      int           // u1, u2, …; 0 = 20
 	Seed        []string      // LDIF to load after the people and groups
+	// MemberOf loads the memberof and refint overlays: adding a member that
+	// does not exist is refused, and members that are deleted leave their groups.
+	MemberOf bool
 	// BigEntries adds so many entries below ou=big, each with a description of
 	// BigEntryBytes (0 = 100,000). 210 of them make a search result of 21 MB.
 	BigEntries    int
@@ -122,6 +125,9 @@ func (d *Directory) config(tb testing.TB, dir string, o SlapdOptions) string {
 	}
 	fmt.Fprintf(&b, "pidfile %[1]s/slapd.pid\nargsfile %[1]s/slapd.args\n", dir)
 	b.WriteString("modulepath /usr/lib/ldap\nmoduleload back_mdb\nloglevel 0\nsizelimit unlimited\n")
+	if o.MemberOf {
+		b.WriteString("moduleload memberof\nmoduleload refint\n")
+	}
 	fmt.Fprintf(&b, "idletimeout %d\n", int(o.IdleTimeout.Seconds()))
 	if d.CA != nil {
 		c := d.CA.Issue(tb, "localhost", "127.0.0.1", net.IPv6loopback.String())
@@ -132,6 +138,10 @@ func (d *Directory) config(tb testing.TB, dir string, o SlapdOptions) string {
 	b.WriteString("access to attrs=userPassword by anonymous auth by self write by * none\n")
 	fmt.Fprintf(&b, "access to dn.subtree=%q by dn.exact=%q write by * read\n", d.GroupsDN, d.ServiceDN)
 	b.WriteString("access to * by self write by * read\n")
+	if o.MemberOf {
+		b.WriteString("overlay memberof\nmemberof-group-oc groupOfNames\nmemberof-member-ad member\nmemberof-dangling error\n")
+		b.WriteString("memberof-refint true\noverlay refint\nrefint_attributes member\n")
+	}
 	return b.String()
 }
 
