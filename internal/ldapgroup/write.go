@@ -15,8 +15,13 @@ type writer struct {
 	g    *group
 	jobs []*job
 
-	stop   *Error // why nothing more is sent
-	losses int    // requests without a certain answer
+	stop *Error // why nothing more is sent
+
+	// The patience for requests, apart from the session's for the searches
+	// between them.
+	failures int
+	odd      bool
+	losses   int // requests without an answer
 	// assert, if set, is the entryCSN that the group must have for the next
 	// request to be carried out.
 	assert string
@@ -69,7 +74,11 @@ func (w *writer) apply(ops []*op) {
 	case passing(a.Code):
 		w.passing(ops, err, a)
 	case w.groupLevel(ops[0].action, a):
-		w.halt(ops, w.fail(ops, err))
+		failed := w.fail(ops, err)
+		if a.Code == ldap.LDAPResultNoSuchObject {
+			failed.Class = ClassGroupNotFound
+		}
+		w.halt(ops, failed)
 	case a.Code == ldap.LDAPResultObjectClassViolation && ops[0].action == Remove:
 		w.lastMember(ops, err)
 	case len(ops) == 1:
@@ -155,7 +164,7 @@ func (w *writer) send(ops []*op, request *ldap.ModifyRequest) error {
 	err = w.s.on(c, func(l *ldap.Conn) error { return l.Modify(request) })
 	w.noteModify(ops, time.Since(begin), err)
 	if err == nil {
-		w.s.failures, w.s.odd, w.assert = 0, false, ""
+		w.failures, w.odd, w.assert = 0, false, ""
 	}
 	return err
 }
@@ -252,7 +261,7 @@ func (w *writer) lost(ops []*op, err error) {
 	failed := w.fail(ops, err)
 	w.s.spoil()
 	// The pause also gives a server that is still at it the time to finish.
-	if !w.s.again(err) && w.s.ctx.Err() != nil {
+	if !w.again(err) && w.s.ctx.Err() != nil {
 		w.unknown(ops, failed)
 		return
 	}
@@ -288,10 +297,20 @@ func (w *writer) unknown(ops []*op, err *Error) {
 	}
 }
 
+// again is the session's, with the patience for requests.
+func (w *writer) again(err error) bool {
+	failures, odd := w.s.failures, w.s.odd
+	w.s.failures, w.s.odd = w.failures, w.odd
+	ok := w.s.again(err)
+	w.failures, w.odd = w.s.failures, w.s.odd
+	w.s.failures, w.s.odd = failures, odd
+	return ok
+}
+
 // passing deals with answers about the server's moment: try again, a limited
 // number of times.
 func (w *writer) passing(ops []*op, err error, a *Answer) {
-	if !w.s.again(err) {
+	if !w.again(err) {
 		w.halt(ops, w.fail(ops, err))
 		return
 	}
