@@ -56,6 +56,9 @@ func merge(jobs []*job) (adds, removes []*op) {
 		n += len(j.members)
 	}
 	seen := make(map[key]*op, n)
+	// Nearly every member is an op of its own with one ref: two allocations
+	// for all of them.
+	ops, refs := make([]op, 0, n), make([]ref, n)
 	for _, j := range jobs {
 		for i, m := range j.members {
 			if m.err != nil {
@@ -64,7 +67,9 @@ func merge(jobs []*job) (adds, removes []*op) {
 			k := key{m.name.key, m.action}
 			o := seen[k]
 			if o == nil {
-				o = &op{name: m.name, action: m.action, primary: m.primary}
+				at := len(ops)
+				ops = append(ops, op{name: m.name, action: m.action, primary: m.primary, refs: refs[at : at : at+1]})
+				o = &ops[at]
 				seen[k] = o
 				if m.action == Add {
 					adds = append(adds, o)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,7 +23,9 @@ type conn struct {
 	ldap   *ldap.Conn
 	server *ServerInfo // what the rootDSE said when it was opened
 	opened time.Time
-	used   time.Time // when it was last put back; owned by the pool
+	// Owned by the pool.
+	used time.Time // when it was last put back
+	uses int       // how often it was lent
 
 	broken atomic.Bool // never to be used again
 	closed sync.Once
@@ -83,7 +84,7 @@ func (c *conn) do(ctx context.Context, f func(*ldap.Conn) error) error {
 func noPanic(f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+			err = fmt.Errorf("panic in the decoder: %v", p)
 		}
 	}()
 	return f()

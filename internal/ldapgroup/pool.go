@@ -46,6 +46,7 @@ func (p *pool) get(ctx context.Context) (*conn, error) {
 			break
 		}
 		if p.healthy(ctx, c) {
+			c.uses++
 			return c, nil
 		}
 		p.discard(c, "closed_unhealthy", nil)
@@ -55,6 +56,7 @@ func (p *pool) get(ctx context.Context) (*conn, error) {
 		<-p.slots
 		return nil, err
 	}
+	c.uses++
 	return c, nil
 }
 

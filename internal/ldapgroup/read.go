@@ -22,9 +22,10 @@ func (c *contents) etag() string {
 	keys := slices.Clone(c.keys)
 	slices.Sort(keys)
 	h := sha256.New()
+	var b []byte
 	for _, k := range slices.Compact(keys) {
-		h.Write([]byte(k))
-		h.Write([]byte{0}) // in no key
+		b = append(append(b[:0], k...), 0) // 0 is in no key
+		h.Write(b)
 	}
 	return `"` + base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:18]) + `"`
 }

@@ -17,6 +17,7 @@ type session struct {
 	ctx context.Context
 	c   *conn // nil when none is borrowed
 
+	proven   bool // the connection has answered this borrower
 	failures int  // tries in a row that got nowhere
 	odd      bool // one of the answers that are tried once more was seen
 }
@@ -40,7 +41,7 @@ func (s *session) conn() (*conn, error) {
 		s.close()
 		c, err := s.e.pool.get(s.ctx)
 		if err == nil {
-			s.c = c
+			s.c, s.proven = c, false
 			return c, nil
 		}
 		if !s.again(err) {
@@ -85,11 +86,22 @@ func (s *session) again(err error) bool {
 	if s.ctx.Err() != nil || !s.worth(err) {
 		return false
 	}
+	if s.stale(err) {
+		s.close()
+		return true
+	}
 	s.failures++
 	if s.failures >= s.e.cfg.Attempts {
 		return false
 	}
 	return s.pause()
+}
+
+// stale reports whether err says no more than that a connection from the pool
+// was dead before it came to us. There are only so many of those, so the next
+// try neither waits nor counts.
+func (s *session) stale(err error) bool {
+	return !isAnswer(err) && s.c != nil && s.c.uses > 1 && !s.proven
 }
 
 // worth reports whether err may pass, and breaks the connection when the next
@@ -165,7 +177,7 @@ func (s *session) search(op string, r *ldap.SearchRequest) (*ldap.SearchResult, 
 			return err
 		})
 		if err == nil {
-			s.failures, s.odd = 0, false
+			s.proven, s.failures, s.odd = true, 0, false
 			return result, nil
 		}
 		if !s.again(err) {
@@ -196,7 +208,7 @@ func (s *session) searchAll(op string, requests []*ldap.SearchRequest) ([]found,
 		}
 		err = s.round(c, op, requests, out)
 		if err == nil {
-			s.failures, s.odd = 0, false
+			s.proven, s.failures, s.odd = true, 0, false
 			return out, nil
 		}
 		if !s.again(err) {

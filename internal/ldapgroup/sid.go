@@ -20,9 +20,10 @@ func altName(s string) bool {
 	tag, value, _ := strings.Cut(inner, "=")
 	switch {
 	case strings.EqualFold(tag, "SID"):
-		return sidText(value) || hexBytes(value, 8+4, 8+4*15)
+		return sidText(value) || sidHex(value)
 	case strings.EqualFold(tag, "GUID"):
-		return hexBytes(strings.ReplaceAll(value, "-", ""), 16, 16)
+		b, err := hex.DecodeString(strings.ReplaceAll(value, "-", ""))
+		return err == nil && len(b) == 16
 	}
 	return false
 }
@@ -40,9 +41,13 @@ func sidText(s string) bool {
 	return true
 }
 
-func hexBytes(s string, least, most int) bool {
+func sidHex(s string) bool {
 	b, err := hex.DecodeString(s)
-	return err == nil && len(b) >= least && len(b) <= most
+	if err != nil {
+		return false
+	}
+	_, ok := parseSID(b)
+	return ok
 }
 
 // sid is a security identifier: the domain's part as it is in the binary

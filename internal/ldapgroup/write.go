@@ -301,6 +301,7 @@ func (w *writer) unknown(ops []*op, err *Error) {
 func (w *writer) again(err error) bool {
 	failures, odd := w.s.failures, w.s.odd
 	w.s.failures, w.s.odd = w.failures, w.odd
+	w.s.proven = true // a request has gone out: never at once
 	ok := w.s.again(err)
 	w.failures, w.odd = w.s.failures, w.s.odd
 	w.s.failures, w.s.odd = failures, odd
