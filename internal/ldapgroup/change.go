@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Change makes adds members of the group and removes not.
@@ -52,14 +53,14 @@ func (e *Engine) prepare(ctx context.Context, op, group string, adds, removes []
 	}
 	s := e.session(ctx)
 	defer s.close()
-	g, err := s.resolve(op, group)
+	g, ahead, err := s.resolve(op, group, slices.Concat(adds, removes)...)
 	if err != nil {
 		return nil, err
 	}
 	if err := g.writable(e, op); err != nil {
 		return nil, err
 	}
-	ms, err := s.prepare(op, g, adds, removes)
+	ms, err := s.prepare(op, g, ahead, adds, removes)
 	if err != nil {
 		return nil, err
 	}
@@ -130,12 +131,12 @@ func (e *Engine) IsMember(ctx context.Context, group, member string) (*Membershi
 	defer end()
 	s := e.session(ctx)
 	defer s.close()
-	g, err := s.resolve(op, group)
+	g, ahead, err := s.resolve(op, group, member)
 	if err != nil {
 		return nil, err
 	}
 	// As for a removal: one without an entry may be listed all the same.
-	ms, err := s.prepare(op, g, nil, []string{member})
+	ms, err := s.prepare(op, g, ahead, nil, []string{member})
 	if err != nil {
 		return nil, err
 	}

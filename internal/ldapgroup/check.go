@@ -85,7 +85,7 @@ func (s *session) checkRule(r *Report, rule *rule) {
 	if rule.Subtree {
 		r.add("group", rule.name.raw, s.readable(rule.name), "subtree")
 	} else {
-		g, err := s.resolve("check", rule.name.raw)
+		g, _, err := s.resolve("check", rule.name.raw)
 		detail := ""
 		if err == nil {
 			detail = g.kind.String()

@@ -37,7 +37,7 @@ var (
 
 // prepare parses, looks up and checks the members of a call. The error is that
 // of the call; what is wrong with one member is in it.
-func (s *session) prepare(op string, g *group, adds, removes []string) ([]*member, error) {
+func (s *session) prepare(op string, g *group, ahead map[string]found, adds, removes []string) ([]*member, error) {
 	ms := make([]*member, 0, len(adds)+len(removes))
 	for _, a := range adds {
 		ms = append(ms, &member{given: a, action: Add})
@@ -52,7 +52,7 @@ func (s *session) prepare(op string, g *group, adds, removes []string) ([]*membe
 		return nil, err
 	}
 	if s.e.cfg.Lookup == LookupAlways {
-		if err := s.lookup(op, g, ms); err != nil {
+		if err := s.lookup(op, g, ahead, ms); err != nil {
 			return nil, err
 		}
 		if err := s.contradiction(op, g, ms); err != nil {
@@ -141,25 +141,30 @@ func checkUserName(s string) error {
 }
 
 // lookup asks for the members' entries and takes over the names that the
-// directory has for them.
-func (s *session) lookup(op string, g *group, ms []*member) error {
+// directory has for them. Those in ahead were asked for already.
+func (s *session) lookup(op string, g *group, ahead map[string]found, ms []*member) error {
 	var (
 		requests []*ldap.SearchRequest
 		owners   []*member
 	)
 	for _, m := range ms {
-		if m.err == nil {
-			for _, r := range s.lookupRequests(g, m) {
-				requests, owners = append(requests, r), append(owners, m)
-			}
+		if m.err != nil {
+			continue
+		}
+		if a, ok := ahead[m.given]; ok {
+			s.take(g, m, a)
+			continue
+		}
+		for _, r := range s.lookupRequests(g, m) {
+			requests, owners = append(requests, r), append(owners, m)
 		}
 	}
-	if len(requests) == 0 {
-		return nil
-	}
-	answers, err := s.searchAll(op, requests)
-	if err != nil {
-		return err
+	var answers []found
+	if len(requests) > 0 {
+		var err error
+		if answers, err = s.searchAll(op, requests); err != nil {
+			return err
+		}
 	}
 	for i, a := range answers {
 		if m := owners[i]; m.err == nil {
@@ -174,15 +179,16 @@ func (s *session) lookup(op string, g *group, ms []*member) error {
 	return nil
 }
 
+// memberSearch finds the entry of a member by its name. It asks for what one
+// kind of group or another needs, because the kind may not be known yet.
+func memberSearch(dn string) *ldap.SearchRequest {
+	return baseSearch(dn, "(objectClass=*)", "objectSid", "primaryGroupID", "uid")
+}
+
 // lookupRequests are the searches that find one member.
 func (s *session) lookupRequests(g *group, m *member) []*ldap.SearchRequest {
-	switch {
-	case g.kind == ADGroup:
-		return []*ldap.SearchRequest{baseSearch(m.given, "(objectClass=*)", "objectSid", "primaryGroupID")}
-	case g.kind != PosixGroup:
-		return []*ldap.SearchRequest{baseSearch(m.given, "(objectClass=*)", noAttributes)}
-	case strings.Contains(m.given, "="):
-		return []*ldap.SearchRequest{baseSearch(m.given, "(uid=*)", "uid")}
+	if g.kind != PosixGroup || strings.Contains(m.given, "=") {
+		return []*ldap.SearchRequest{memberSearch(m.given)}
 	}
 	var rs []*ldap.SearchRequest
 	for _, base := range s.e.memberBases {

@@ -242,12 +242,12 @@ func (b *breaker) check() error {
 }
 
 // note takes the outcome of a dial. A caller who left says nothing about the
-// directory.
+// directory, and refused credentials have a rule of their own (lockout).
 func (b *breaker) note(err error, left bool) {
 	switch {
 	case err == nil:
 		*b = breaker{}
-	case !left:
+	case !left && classOf(err) != ClassAccount:
 		b.failures++
 		b.last = err
 		pause := breakerMin << min(max(b.failures-breakerAfter, 0), 4)

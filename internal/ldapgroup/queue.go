@@ -3,6 +3,7 @@ package ldapgroup
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 )
 
@@ -86,8 +87,8 @@ func (j *job) outcome(left *Error) ([]MemberResult, *Error) {
 	defer j.mu.Unlock()
 	rs := make([]MemberResult, len(j.results))
 	copy(rs, j.results)
-	stop := j.stop
-	if stop == nil {
+	stop, pending := j.stop, slices.Contains(j.settled, false)
+	if stop == nil && (pending || len(rs) == 0) {
 		stop = left
 	}
 	fruitless := stop != nil
@@ -131,6 +132,10 @@ var errQueueFull = errors.New("too many calls wait for this group")
 // final, or when its context ends.
 func (e *Engine) submit(j *job) ([]MemberResult, error) {
 	j.refuse(e)
+	if j.alone == nil && !slices.ContainsFunc(j.members, func(m *member) bool { return m.err == nil }) {
+		rs, _ := j.outcome(nil)
+		return rs, nil // nothing to send
+	}
 	if err := e.enqueue(j); err != nil {
 		return nil, err
 	}

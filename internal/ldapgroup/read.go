@@ -185,7 +185,7 @@ func (e *Engine) Read(ctx context.Context, group string, o ReadOptions) (*Page, 
 	}
 	s := e.session(ctx)
 	defer s.close()
-	g, err := s.resolve(op, group)
+	g, _, err := s.resolve(op, group)
 	if err != nil {
 		return nil, err
 	}
