@@ -134,7 +134,7 @@ func (e *Engine) toError(op string, err error) *Error {
 	case out.Answer != nil:
 		out.Class = codeClass(out.Answer.Code)
 		out.Referral = referralOf(err)
-	case errors.Is(err, errTooLarge):
+	case errors.Is(err, errTooLarge), errors.Is(err, errMalformed):
 		out.Class = ClassDirectory
 	case errors.Is(err, context.Canceled):
 		out.Class = ClassCanceled
