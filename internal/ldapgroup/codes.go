@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"net"
 	"strconv"
 	"strings"
 
@@ -85,15 +84,12 @@ func (a *Answer) windowsCode() uint32 {
 
 // Windows error numbers that decide what an answer means.
 const (
-	winNoSuchMember    = 0x525  // the member's entry does not exist
-	winNotInGroup      = 0x561  // delete of what is no member
-	winInGroup         = 0x562  // add of what is a member
-	winPrimaryGroup    = 0x2071 // add to the member's primary group
-	winNoSuchBase      = 0x2030 // Samba: the group does not exist
-	winNoSuchObject    = 0x208d // Windows: the group does not exist
-	winNotBound        = 0x2020 // Samba: bind first
-	winBindFirst       = 0x4dc  // Windows: bind first
-	winConstructedAttr = 0x2035 // Samba: a computed attribute, or an entry it cannot find
+	winNoSuchMember = 0x525  // the member's entry does not exist
+	winNotInGroup   = 0x561  // delete of what is no member
+	winInGroup      = 0x562  // add of what is a member
+	winPrimaryGroup = 0x2071 // add to the member's primary group
+	winNoSuchBase   = 0x2030 // Samba: the group does not exist
+	winNoSuchObject = 0x208d // Windows: the group does not exist
 )
 
 // codeClass is the class of an answer for which no operation knows better.
@@ -185,10 +181,4 @@ func isCertificateError(err error) bool {
 	)
 	return errors.As(err, &verify) || errors.As(err, &unknown) || errors.As(err, &host) ||
 		errors.As(err, &invalid) || errors.As(err, &record) || errors.As(err, &alert)
-}
-
-// isDeadline reports whether a connection's own deadline ended err.
-func isDeadline(err error) bool {
-	var ne net.Error
-	return errors.As(err, &ne) && ne.Timeout()
 }

@@ -48,8 +48,9 @@ const (
 	// sends the name as given.
 	LookupAlways Lookup = iota
 	// LookupNever sends names as given. Two spellings of one entry that only
-	// the server knows to be one then meet in a request, and whether a member
-	// must exist is the server's choice.
+	// the server knows to be one then meet in a request, whether a member must
+	// exist is the server's choice, and MemberBases are held against the name
+	// as given only.
 	LookupNever
 )
 
@@ -85,8 +86,8 @@ type Config struct {
 	// or the URL's host. Required.
 	Name string
 	// Dial connects to the directory, below TLS. Required. It should honour
-	// ctx; a connection that arrives late is closed, and closing it must
-	// unblock reads and writes. An *Error that it returns is passed on with its class; classes
+	// ctx: a connection that arrives late is closed, but Close waits for it.
+	// Closing the connection must unblock reads and writes. An *Error that it returns is passed on with its class; classes
 	// other than ClassUnavailable and ClassTimeout are not tried again.
 	Dial func(ctx context.Context) (net.Conn, error)
 	// Security is required.

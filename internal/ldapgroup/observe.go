@@ -12,7 +12,8 @@ type Observer struct {
 	// Modify is called after each modify request.
 	Modify func(ModifyEvent)
 	// Member is called once for each member of a call that was not a dry run,
-	// when its outcome is settled. ctx is the caller's. No-ops are the events
+	// when its outcome is settled, which may be after the caller left. ctx is
+	// the caller's. A call refused before its members were looked at has none. No-ops are the events
 	// whose Outcome is AlreadyMember or NotMember: log them at info with the
 	// code, its name, the matched DN and the attempts.
 	Member func(ctx context.Context, e MemberEvent)

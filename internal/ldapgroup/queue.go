@@ -68,6 +68,7 @@ func (j *job) noteSent(i int) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.sent[i] = true
+	j.results[i].Attempts++
 }
 
 // halt records why the job ended early; the first reason counts.

@@ -91,7 +91,7 @@ func serverOf(root *ldap.Entry) *ServerInfo {
 // Active Directory is known, and large.
 func (s *session) readSchema(server *ServerInfo) ([]Kind, error) {
 	if server.Vendor.adLike() {
-		return []Kind{ADGroup}, nil
+		return []Kind{ADGroup, GroupOfNames, GroupOfUniqueNames}, nil
 	}
 	dn := server.subschema
 	if dn == "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	. "github.com/nowconnect/nowconnect/internal/ldapgroup"
@@ -435,5 +436,50 @@ func TestCheck(t *testing.T) {
 	r, err = engine(t, c).Check(context.Background())
 	if class(err) != ClassAccount || r.OK() || len(r.Findings) != 1 {
 		t.Errorf("with a wrong password: %+v, %v", r, err)
+	}
+}
+
+// Of several writers who hold the same ETag one gets through, also when they
+// know nothing of each other: OpenLDAP checks the entry's change number.
+func TestIfMatchAmongStrangers(t *testing.T) {
+	d := testpeer.Slapd(t, testpeer.SlapdOptions{People: 60, Seed: groupsLDIF()})
+	ctx, group := context.Background(), d.GroupDN("gon")
+	var (
+		wg   sync.WaitGroup
+		mu   sync.Mutex
+		wins = map[string]int{}
+	)
+	for w := range 6 {
+		e := engine(t, config(d))
+		wg.Go(func() {
+			for i := 10 + w; i <= 60; {
+				p, err := e.Read(ctx, group, ReadOptions{})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				r, err := e.Change(ctx, group, []string{d.UserDN(i)}, nil, ChangeOptions{IfMatch: p.ETag})
+				if class(err) == ClassPrecondition {
+					continue
+				}
+				if err != nil || brief(r) != "added/true" {
+					t.Errorf("u%d: %v, %v", i, r, err)
+					return
+				}
+				mu.Lock()
+				wins[p.ETag]++
+				mu.Unlock()
+				i += 6
+			}
+		})
+	}
+	wg.Wait()
+	for etag, n := range wins {
+		if n > 1 {
+			t.Errorf("%d writers got through with %s", n, etag)
+		}
+	}
+	if len(wins) != 51 {
+		t.Errorf("%d states of the group, want 51", len(wins))
 	}
 }

@@ -36,21 +36,6 @@ func (w *writer) change(adds, removes []*op) {
 	}
 }
 
-// finish settles what nobody got to.
-func (w *writer) finish() {
-	stop := w.stop
-	if stop == nil {
-		stop = &Error{Op: "change", Directory: w.e.cfg.Name, Class: ClassDirectory}
-	}
-	for _, j := range w.jobs {
-		for i := range j.members {
-			j.settle(w.e, i, func(r *MemberResult) {
-				r.Outcome, r.Changed, r.Err = Skipped, ChangedNo, stop.about(j.group.given, r.Member)
-			})
-		}
-	}
-}
-
 // apply sends ops, which have one action, in one request, and whatever further
 // requests their answers call for.
 func (w *writer) apply(ops []*op) {
@@ -87,39 +72,6 @@ func (w *writer) apply(ops []*op) {
 		w.sift(ops, a)
 	default:
 		w.halve(ops)
-	}
-}
-
-// skip settles ops as not attempted when the writer has stopped.
-func (w *writer) skip(ops []*op) bool {
-	if w.stop == nil && w.s.ctx.Err() != nil {
-		w.stopWith(w.s.fail(ops[0].action.String(), w.s.ctx.Err()))
-	}
-	if w.stop == nil {
-		return false
-	}
-	for _, o := range ops {
-		w.settle(o, outcome{is: Skipped, changed: ChangedNo, err: w.stop})
-	}
-	return true
-}
-
-// stopWith ends the batch: nothing more is sent.
-func (w *writer) stopWith(err *Error) {
-	if w.stop != nil {
-		return
-	}
-	w.stop = err
-	for _, j := range w.jobs {
-		j.halt(err)
-	}
-}
-
-// halt stops because of an answer that would be the same for every value.
-func (w *writer) halt(ops []*op, err *Error) {
-	w.stopWith(err)
-	for _, o := range ops {
-		w.settle(o, outcome{is: Failed, changed: ChangedNo, answer: err.Answer, err: err})
 	}
 }
 
@@ -195,62 +147,6 @@ func (w *writer) fail(ops []*op, err error) *Error {
 	return w.s.fail(ops[0].action.String(), err).about(w.g.given, "")
 }
 
-// outcome is what settle makes of an op.
-type outcome struct {
-	is      Outcome
-	changed Changed
-	note    string
-	answer  *Answer
-	err     *Error
-}
-
-// settle makes an op's outcome final for every member that asked for it. Of
-// several calls the first one did it and the others found it done.
-func (w *writer) settle(o *op, out outcome) {
-	if o.settled {
-		return
-	}
-	o.settled = true
-	first := o.refs[0].job
-	for _, r := range o.refs {
-		r.job.settle(w.e, r.index, func(m *MemberResult) {
-			m.Outcome, m.Changed, m.Note, m.Answer, m.Attempts = out.is, out.changed, out.note, out.answer, o.attempts
-			if out.err != nil {
-				m.Err = out.err.about(w.g.given, m.Member)
-			}
-			if r.job != first && out.changed == ChangedYes {
-				m.Outcome, m.Changed = noOp(o.action), ChangedNo
-			}
-		})
-	}
-}
-
-func noOp(a Action) Outcome {
-	if a == Add {
-		return AlreadyMember
-	}
-	return NotMember
-}
-
-func (w *writer) success(ops []*op) {
-	is := Added
-	if ops[0].action == Remove {
-		is = Removed
-	}
-	for _, o := range ops {
-		w.settle(o, outcome{is: is, changed: ChangedYes})
-	}
-}
-
-// noop settles an op whose member was in the wanted state.
-func (w *writer) noop(o *op, a *Answer, note string) {
-	changed := ChangedNo
-	if o.lost {
-		changed = ChangedUnknown
-	}
-	w.settle(o, outcome{is: noOp(o.action), changed: changed, answer: a, note: note})
-}
-
 // lost deals with a request that was not answered: it may have been carried
 // out, or may be yet. What the group lists now decides what is sent again.
 func (w *writer) lost(ops []*op, err error) {
@@ -275,28 +171,6 @@ func (w *writer) lost(ops []*op, err error) {
 	}
 }
 
-// unreachable ends the batch for want of a connection. Values that were sent
-// before are unknown, others were not attempted.
-func (w *writer) unreachable(ops []*op, err *Error) {
-	var sent, not []*op
-	for _, o := range ops {
-		if o.lost {
-			sent = append(sent, o)
-		} else {
-			not = append(not, o)
-		}
-	}
-	w.unknown(sent, err)
-	w.halt(not, err)
-}
-
-func (w *writer) unknown(ops []*op, err *Error) {
-	w.stopWith(err)
-	for _, o := range ops {
-		w.settle(o, outcome{is: Unknown, err: err})
-	}
-}
-
 // again is the session's, with the patience for requests.
 func (w *writer) again(err error) bool {
 	failures, odd := w.s.failures, w.s.odd
@@ -311,19 +185,27 @@ func (w *writer) again(err error) bool {
 // passing deals with answers about the server's moment: try again, a limited
 // number of times.
 func (w *writer) passing(ops []*op, err error, a *Answer) {
-	if !w.again(err) {
-		w.halt(ops, w.fail(ops, err))
-		return
-	}
-	if a.Code == ldap.LDAPResultBusy || a.Code == ldap.LDAPResultOperationsError {
-		w.apply(ops) // refused at the door
-		return
-	}
+	// These two are refused at the door; the others may have been carried out.
+	certain := a.Code == ldap.LDAPResultBusy || a.Code == ldap.LDAPResultOperationsError
 	for _, o := range ops {
-		o.lost = true
+		o.lost = o.lost || !certain
 	}
-	if rest, ok := w.compare(ops, a); ok {
+	more := w.again(err)
+	if w.s.ctx.Err() != nil && !certain {
+		w.unknown(ops, w.fail(ops, err))
+		return
+	}
+	failed, rest := w.fail(ops, err), ops
+	if !certain {
+		var ok bool
+		if rest, ok = w.compare(ops, a); !ok {
+			return
+		}
+	}
+	if more {
 		w.apply(rest)
+	} else {
+		w.halt(rest, failed)
 	}
 }
 
