@@ -186,6 +186,10 @@ func (e *Engine) leave(j *job) *Error {
 	if b != nil {
 		b.stay--
 		last = b.stay == 0
+	} else if q := e.queues[j.group.name.key]; q != nil {
+		waiting := len(q.waiting)
+		q.waiting = slices.DeleteFunc(q.waiting, func(o *job) bool { return o == j })
+		e.queued -= waiting - len(q.waiting)
 	}
 	e.mu.Unlock()
 	if last {
