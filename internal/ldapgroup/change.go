@@ -48,8 +48,8 @@ func (j *job) result(rs []MemberResult) *Result {
 
 // prepare resolves the group and the members of a call that wants to write.
 func (e *Engine) prepare(ctx context.Context, op, group string, adds, removes []string) (*job, error) {
-	if n := len(adds) + len(removes); n > e.cfg.MaxMembers {
-		return nil, e.groupError(op, group, ClassTooLarge, fmt.Errorf("%d members, %d are allowed", n, e.cfg.MaxMembers))
+	if err := e.fewEnough(op, group, len(adds)+len(removes)); err != nil {
+		return nil, err
 	}
 	s := e.session(ctx)
 	defer s.close()
@@ -65,6 +65,13 @@ func (e *Engine) prepare(ctx context.Context, op, group string, adds, removes []
 		return nil, err
 	}
 	return newJob(ctx, op, g, ms), nil
+}
+
+func (e *Engine) fewEnough(op, group string, members int) *Error {
+	if members <= e.cfg.MaxMembers {
+		return nil
+	}
+	return e.groupError(op, group, ClassTooLarge, fmt.Errorf("%d members, %d are allowed", members, e.cfg.MaxMembers))
 }
 
 // dryRun says what a change would do.

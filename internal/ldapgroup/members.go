@@ -38,33 +38,33 @@ var (
 // prepare parses, looks up and checks the members of a call. The error is that
 // of the call; what is wrong with one member is in it.
 func (s *session) prepare(op string, g *group, ahead map[string]found, adds, removes []string) ([]*member, error) {
-	ms := make([]*member, 0, len(adds)+len(removes))
-	for _, a := range adds {
-		ms = append(ms, &member{given: a, action: Add})
-	}
-	for _, r := range removes {
-		ms = append(ms, &member{given: r, action: Remove})
-	}
-	for _, m := range ms {
-		m.err = s.parse(g, m)
-	}
+	ms := append(s.parseAll(g, Add, adds), s.parseAll(g, Remove, removes)...)
 	if err := s.contradiction(op, g, ms); err != nil {
 		return nil, err
 	}
-	if s.e.cfg.Lookup == LookupAlways {
-		if err := s.lookup(op, g, ahead, ms); err != nil {
-			return nil, err
-		}
-		if err := s.contradiction(op, g, ms); err != nil {
-			return nil, err
-		}
+	if err := s.lookup(op, g, ahead, ms); err != nil {
+		return nil, err
 	}
-	for _, m := range ms {
-		if m.err != nil {
-			m.err.Op, m.err.Directory, m.err.Group, m.err.Member = m.action.String(), s.e.cfg.Name, g.given, m.given
-		}
+	return ms, s.contradiction(op, g, ms)
+}
+
+// parseAll makes members of names.
+func (s *session) parseAll(g *group, action Action, names []string) []*member {
+	ms := make([]*member, len(names))
+	for i, n := range names {
+		m := &member{given: n, action: action}
+		m.err = s.placed(g, m, s.parse(g, m))
+		ms[i] = m
 	}
-	return ms, nil
+	return ms
+}
+
+// placed says in err where it belongs.
+func (s *session) placed(g *group, m *member, err *Error) *Error {
+	if err != nil {
+		err.Op, err.Directory, err.Group, err.Member = m.action.String(), s.e.cfg.Name, g.given, m.given
+	}
+	return err
 }
 
 // contradiction finds a member that is to be added and removed.
@@ -141,8 +141,12 @@ func checkUserName(s string) error {
 }
 
 // lookup asks for the members' entries and takes over the names that the
-// directory has for them. Those in ahead were asked for already.
+// directory has for them, unless the configuration says not to. Those in ahead
+// were asked for already.
 func (s *session) lookup(op string, g *group, ahead map[string]found, ms []*member) error {
+	if s.e.cfg.Lookup == LookupNever {
+		return nil
+	}
 	var (
 		requests []*ldap.SearchRequest
 		owners   []*member
@@ -175,6 +179,7 @@ func (s *session) lookup(op string, g *group, ahead map[string]found, ms []*memb
 		if m.err == nil && !m.found {
 			m.err = s.missing(g, m)
 		}
+		m.err = s.placed(g, m, m.err)
 	}
 	return nil
 }

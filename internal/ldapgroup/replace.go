@@ -29,7 +29,7 @@ func (e *Engine) Replace(ctx context.Context, group string, members []string, o 
 		return nil, err
 	}
 	defer end()
-	wanted, err := e.prepare(ctx, op, group, members, nil)
+	wanted, err := e.wanted(ctx, op, group, members)
 	if err != nil {
 		return nil, err
 	}
@@ -53,6 +53,24 @@ func (e *Engine) Replace(ctx context.Context, group string, members []string, o 
 		return nil, err
 	}
 	return r.result(rs), nil
+}
+
+// wanted resolves the group of a Replace and parses its members. Their entries
+// are looked for when it is known which of them the group does not list.
+func (e *Engine) wanted(ctx context.Context, op, group string, members []string) (*job, error) {
+	if err := e.fewEnough(op, group, len(members)); err != nil {
+		return nil, err
+	}
+	s := e.session(ctx)
+	defer s.close()
+	g, _, err := s.resolve(op, group)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.writable(e, op); err != nil {
+		return nil, err
+	}
+	return newJob(ctx, op, g, s.parseAll(g, Add, members)), nil
 }
 
 // replacement is one Replace. The worker that runs it has it to itself until
@@ -104,19 +122,14 @@ func (r *replacement) plan(s *session, c *contents) ([]*member, error) {
 			return nil, err
 		}
 	}
+	have := c.index()
+	if err := r.lookup(s, have); err != nil {
+		return nil, err
+	}
 	wanted := make(map[string]*member, len(r.wanted.members))
 	var failed, adds, removes []*member
-	have := c.index()
 	for _, m := range r.wanted.members {
 		if m.err != nil {
-			if n, err := parseName(m.given); err == nil && m.err.Class == ClassMemberNotFound {
-				if _, ok := have[n.key]; ok {
-					// Its entry is gone and its value is still there, as wanted.
-					wanted[n.key] = m
-					r.right++
-					continue
-				}
-			}
 			failed = append(failed, m)
 			continue
 		}
@@ -143,6 +156,18 @@ func (r *replacement) plan(s *session, c *contents) ([]*member, error) {
 		return nil, err
 	}
 	return append(append(failed, adds...), removes...), nil
+}
+
+// lookup looks for the entries of those that the group does not list under
+// the name given.
+func (r *replacement) lookup(s *session, have map[string]int) error {
+	var ms []*member
+	for _, m := range r.wanted.members {
+		if _, ok := have[m.name.key]; !ok && m.err == nil {
+			ms = append(ms, m)
+		}
+	}
+	return s.lookup(r.wanted.op, r.wanted.group, nil, ms)
 }
 
 // reconcile asks the directory what those are called that would go: a value

@@ -404,7 +404,13 @@ func TestReplace(t *testing.T) {
 			}
 		})
 	}
-	_, err := e.Replace(ctx, d.GroupDN("gou"), people("1"), ReplaceOptions{Force: true})
+	// A value whose entry is gone is wanted, and there.
+	set(t, d, group, "member", people("1|2|99")...)
+	r, err := e.Replace(ctx, group, people("1|2|99"), ReplaceOptions{IfMatch: etag()})
+	if err != nil || len(r.Members) != 0 || r.AlreadyRight != 3 {
+		t.Errorf("with a dangling value: %+v, %v", r, err)
+	}
+	_, err = e.Replace(ctx, d.GroupDN("gou"), people("1"), ReplaceOptions{Force: true})
 	if class(err) != ClassForbidden {
 		t.Errorf("a group whose rule does not allow it: %v", err)
 	}
