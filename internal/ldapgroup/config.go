@@ -28,8 +28,8 @@ const (
 type Verify uint8
 
 const (
-	// VerifyAmbiguous, the default, confirms the answers that have a second
-	// meaning: 68 and 53 of Active Directory and Samba, 16 of 389 Directory
+	// VerifyAmbiguous is the default: it confirms the answers that have a second
+	// meaning, 68 and 53 of Active Directory and Samba, 16 of 389 Directory
 	// Server, and whatever follows an answer that was lost.
 	VerifyAmbiguous Verify = iota
 	// VerifyAlways confirms every no-op.
@@ -42,8 +42,8 @@ const (
 type Lookup uint8
 
 const (
-	// LookupAlways, the default, asks the directory for the entry and sends its
-	// stored name. Adding one that does not exist fails with
+	// LookupAlways is the default: it asks the directory for the entry and sends
+	// its stored name. Adding one that does not exist fails with
 	// [ClassMemberNotFound], also on servers that would take it; removing one
 	// sends the name as given.
 	LookupAlways Lookup = iota

@@ -25,8 +25,9 @@ func ranged(d *fake, n, step int, spoil func(name string, values []string) (stri
 				break
 			}
 		}
-		to, name := min(from+step, n), ""
-		if name = fmt.Sprintf("member;range=%d-%d", from, to-1); to == n {
+		to := min(from+step, n)
+		name := fmt.Sprintf("member;range=%d-%d", from, to-1)
+		if to == n {
 			name = fmt.Sprintf("member;Range=%d-*", from)
 		}
 		values := persons(from, to-1)

@@ -113,8 +113,10 @@ func TestPassingAnswers(t *testing.T) {
 			modifies(d, tt.n, tt.rep)
 			bubble(t, d, nil, func(t *testing.T, e *Engine) {
 				r, err := e.Change(context.Background(), fakeGroup, persons(1, 1), nil, ChangeOptions{})
-				got := ""
-				var own *Error
+				var (
+					got string
+					own *Error
+				)
 				if asError(err, &own) {
 					if own.Answer == nil {
 						t.Fatal(err)

@@ -132,7 +132,7 @@ func checkUserName(s string) error {
 	if len(s) > maxUserName || strings.TrimSpace(s) != s {
 		return errors.New("user name is too long or begins or ends with a space")
 	}
-	for i := 0; i < len(s); i++ {
+	for i := range len(s) {
 		if s[i] >= 0x80 {
 			return errors.New("user name is not ASCII")
 		}

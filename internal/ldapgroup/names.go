@@ -155,7 +155,7 @@ func attributeType(s string) bool {
 		return false
 	}
 	numeric := s[0] >= '0' && s[0] <= '9'
-	for i := 0; i < len(s); i++ {
+	for i := range len(s) {
 		c := s[i]
 		digit := c >= '0' && c <= '9'
 		letter := c|0x20 >= 'a' && c|0x20 <= 'z'
@@ -182,11 +182,11 @@ func plainKey(s string) (key string, ok bool) {
 		if len(out) > 0 {
 			out = append(out, keySeparator...)
 		}
-		for i := 0; i < len(typ); i++ {
+		for i := range len(typ) {
 			out = append(out, lower(typ[i]))
 		}
 		out = append(out, '=')
-		for i := 0; i < len(value); i++ {
+		for i := range len(value) {
 			switch c := value[i]; {
 			case c < ' ' || c >= 0x7f, c == '\\', c == '+', c == '"', c == ';', c == '<', c == '>':
 				return "", false

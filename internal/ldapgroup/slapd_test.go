@@ -92,6 +92,7 @@ func TestChangeOnOpenLDAP(t *testing.T) {
 				}
 				if n, m := rec.count(); n+m != 0 {
 					t.Errorf("the dry run made %d requests and %d events", n, m)
+					rec.reset()
 				}
 				r, err := e.Change(context.Background(), group, people(tt.adds), people(tt.removes), ChangeOptions{})
 				if err != nil {
