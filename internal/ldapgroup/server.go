@@ -41,9 +41,12 @@ type ServerInfo struct {
 // Samba ignores some silently and hangs on some.
 func (s *ServerInfo) has(oid string) bool { return slices.Contains(s.Controls, oid) }
 
-// adCapability is what Active Directory and Samba list among their
-// capabilities (MS-ADTS 3.1.1.3.4.3.1).
-const adCapability = "1.2.840.113556.1.4.800"
+// These are what Active Directory and Samba, and AD LDS, list among their
+// capabilities (MS-ADTS 3.1.1.3.4.3).
+const (
+	adCapability    = "1.2.840.113556.1.4.800"
+	adLDSCapability = "1.2.840.113556.1.4.1851"
+)
 
 // readRoot asks the rootDSE who the server is.
 func (e *Engine) readRoot(ctx context.Context, c *conn) (*ServerInfo, error) {
@@ -77,7 +80,9 @@ func serverOf(root *ldap.Entry) *ServerInfo {
 	switch {
 	case strings.HasPrefix(vendor, "Samba"):
 		s.Vendor = Samba
-	case slices.Contains(root.GetEqualFoldAttributeValues("supportedCapabilities"), adCapability):
+	case slices.ContainsFunc(root.GetEqualFoldAttributeValues("supportedCapabilities"), func(c string) bool {
+		return c == adCapability || c == adLDSCapability
+	}):
 		s.Vendor = ActiveDirectory
 	case strings.HasPrefix(vendor, "389 ") || strings.HasPrefix(s.VendorVersion, "389-"):
 		s.Vendor = DS389
