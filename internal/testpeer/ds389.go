@@ -99,7 +99,7 @@ func configDS389(tb testing.TB, dir, addr string, d *Directory) string {
 		"schema_dir", dir + "/config/schema", "config_dir", dir + "/config", "cert_dir", dir + "/config",
 		"lock_dir", dir + "/lock", "tmp_dir", dir + "/tmp", "ldif_dir", dir + "/ldif", "bak_dir", dir + "/bak",
 		"run_dir", dir + "/run", "inst_dir", dir + "/inst", "log_dir", dir + "/log",
-		"db_dir", dir + "/db", "db_home_dir", dir + "/db", "db_lib", "bdb",
+		"db_dir", dir + "/db", "db_home_dir", dir + "/db\nnsslapd-db-durable-transaction: off", "db_lib", "bdb",
 		"fqdn", "localhost", "ds_port", port + "\nnsslapd-listenhost: " + host, "ds_user", me.Username,
 		"rootdn", d.AdminDN, "ds_passwd", "{CLEAR}" + d.AdminPassword, "ds_suffix", d.BaseDN, "instance_name", "test",
 		"ldapi_enabled", "off", "ldapi_autobind", "off", "ldapi", dir + "/run/ldapi",
