@@ -70,8 +70,8 @@ func (d *domain) newGroup(name string) peerGroup {
 	return g
 }
 
-// change calls Change and tells the result.
-func change(t *testing.T, e *Engine, g string, adds, removes []string) string {
+// ask calls Change and tells the result.
+func ask(t *testing.T, e *Engine, g string, adds, removes []string) string {
 	t.Helper()
 	r, err := e.Change(context.Background(), g, adds, removes, ChangeOptions{})
 	if err != nil {
@@ -80,7 +80,7 @@ func change(t *testing.T, e *Engine, g string, adds, removes []string) string {
 	return told(r)
 }
 
-func want(t *testing.T, what, got, want string) {
+func wantText(t *testing.T, what, got, want string) {
 	t.Helper()
 	if got != want {
 		t.Errorf("%s\n got %s\nwant %s", what, got, want)
@@ -91,9 +91,9 @@ func TestActiveDirectoryGroupThatNeverHadAMember(t *testing.T) {
 	d := startDomain(t)
 	e := engine(t, config(d.d))
 	g := d.newGroup("fresh")
-	want(t, "remove", change(t, e, g.dn, nil, d.members(ADGroup, "1")), "not_member/false(16)")
-	want(t, "remove two", change(t, e, g.dn, nil, d.members(ADGroup, "1|2")), "not_member/false(16) not_member/false(16)")
-	want(t, "add", change(t, e, g.dn, d.members(ADGroup, "1"), nil), "added/true")
+	wantText(t, "remove", ask(t, e, g.dn, nil, d.members(ADGroup, "1")), "not_member/false(16)")
+	wantText(t, "remove two", ask(t, e, g.dn, nil, d.members(ADGroup, "1|2")), "not_member/false(16) not_member/false(16)")
+	wantText(t, "add", ask(t, e, g.dn, d.members(ADGroup, "1"), nil), "added/true")
 }
 
 // A user's primary group does not list him, and is not left by a change of its
@@ -125,13 +125,13 @@ func TestActiveDirectoryPrimaryGroup(t *testing.T) {
 				t.Fatalf("the group lists %q, so it is not user 5's primary one", got)
 			}
 			five := d.members(ADGroup, "5")
-			want(t, "add", change(t, e, g.dn, five, nil), "already_member/false(68)/primary_group")
-			want(t, "remove", change(t, e, g.dn, nil, five), "failed/false(53)/primary_group/primary_group")
-			want(t, "add among others", change(t, e, g.dn, d.members(ADGroup, "4|5|6"), nil),
+			wantText(t, "add", ask(t, e, g.dn, five, nil), "already_member/false(68)/primary_group")
+			wantText(t, "remove", ask(t, e, g.dn, nil, five), "failed/false(53)/primary_group/primary_group")
+			wantText(t, "add among others", ask(t, e, g.dn, d.members(ADGroup, "4|5|6"), nil),
 				"added/true already_member/false(68)/primary_group already_member/false(68)")
-			want(t, "remove among others", change(t, e, g.dn, nil, d.members(ADGroup, "4|5|9")),
+			wantText(t, "remove among others", ask(t, e, g.dn, nil, d.members(ADGroup, "4|5|9")),
 				"removed/true failed/false(53)/primary_group/primary_group not_member/false(53)")
-			want(t, "the group", d.now(t, g), "6")
+			wantText(t, "the group", d.now(t, g), "6")
 			m, err := e.IsMember(context.Background(), g.dn, d.d.UserDN(5))
 			if err != nil || !m.IsMember || !m.Primary {
 				t.Errorf("IsMember: %+v, %v", m, err)
@@ -140,7 +140,7 @@ func TestActiveDirectoryPrimaryGroup(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want(t, "dry run", told(dry), "already_member/false/primary_group removed/true")
+			wantText(t, "dry run", told(dry), "already_member/false/primary_group removed/true")
 		})
 	}
 }
@@ -164,15 +164,15 @@ func TestActiveDirectoryNamesBySIDAndGUID(t *testing.T) {
 	} {
 		t.Run(form, func(t *testing.T) {
 			d.set(t, d.group, "1|2|3")
-			want(t, "add", change(t, e, g, []string{form}, nil), "added/true")
-			want(t, "the group", d.now(t, d.group), "1 2 3 4")
-			want(t, "again", change(t, e, g, []string{form}, nil), "already_member/false(68)")
-			want(t, "by DN", change(t, e, g, d.members(ADGroup, "4"), nil), "already_member/false(68)")
-			want(t, "remove", change(t, e, g, nil, []string{form}), "removed/true")
-			want(t, "remove again", change(t, e, g, nil, []string{form}), "not_member/false(53)")
-			want(t, "twice, in two forms", change(t, e, g, append(d.members(ADGroup, "4|5"), form), nil), "added/true added/true added/true")
-			want(t, "the group", d.now(t, d.group), "1 2 3 4 5")
-			want(t, "added and removed", change(t, e, g, []string{form}, d.members(ADGroup, "4")), "invalid")
+			wantText(t, "add", ask(t, e, g, []string{form}, nil), "added/true")
+			wantText(t, "the group", d.now(t, d.group), "1 2 3 4")
+			wantText(t, "again", ask(t, e, g, []string{form}, nil), "already_member/false(68)")
+			wantText(t, "by DN", ask(t, e, g, d.members(ADGroup, "4"), nil), "already_member/false(68)")
+			wantText(t, "remove", ask(t, e, g, nil, []string{form}), "removed/true")
+			wantText(t, "remove again", ask(t, e, g, nil, []string{form}), "not_member/false(53)")
+			wantText(t, "twice, in two forms", ask(t, e, g, append(d.members(ADGroup, "4|5"), form), nil), "added/true added/true added/true")
+			wantText(t, "the group", d.now(t, d.group), "1 2 3 4 5")
+			wantText(t, "added and removed", ask(t, e, g, []string{form}, d.members(ADGroup, "4")), "invalid")
 		})
 	}
 	// A SID of another domain would make the server create an entry for it.
@@ -197,12 +197,12 @@ func TestActiveDirectoryNamesBySIDAndGUID(t *testing.T) {
 		"<WKGUID=" + dashed + ",DC=lab>":        "failed/false/invalid",
 		"<SID=" + sid + ">;CN=u4," + d.d.BaseDN: "failed/false/invalid",
 	} {
-		want(t, form, change(t, e, g, []string{form}, nil), outcome)
+		wantText(t, form, ask(t, e, g, []string{form}, nil), outcome)
 	}
 	if got := foreign(); got != before {
 		t.Errorf("%d foreign security principals came into being", got-before)
 	}
-	want(t, "the group", d.now(t, d.group), "1 2 3")
+	wantText(t, "the group", d.now(t, d.group), "1 2 3")
 }
 
 // Groups that give powers over the domain open for nobody who was only allowed
@@ -218,14 +218,14 @@ func TestActiveDirectoryProtectedGroups(t *testing.T) {
 	wide := engine(t, c)
 	was := len(values(t, d.d, admins, "member"))
 	for _, g := range []string{admins, builtin, strings.ToUpper(admins), "CN=Domain Users,CN=Users," + d.d.BaseDN} {
-		want(t, g, change(t, wide, g, d.members(ADGroup, "4"), nil), "protected_group")
-		want(t, g, change(t, wide, g, nil, d.members(ADGroup, "4")), "protected_group")
+		wantText(t, g, ask(t, wide, g, d.members(ADGroup, "4"), nil), "protected_group")
+		wantText(t, g, ask(t, wide, g, nil, d.members(ADGroup, "4")), "protected_group")
 	}
 	if got := len(values(t, d.d, admins, "member")); got != was {
 		t.Errorf("domain admins: %d, were %d", got, was)
 	}
 	c.Groups = append(c.Groups, GroupRule{DN: admins})
-	want(t, "named by a rule", change(t, engine(t, c), admins, d.members(ADGroup, "4"), nil), "added/true")
+	wantText(t, "named by a rule", ask(t, engine(t, c), admins, d.members(ADGroup, "4"), nil), "added/true")
 	// The server marks the members of such groups, which does not make them groups.
-	want(t, "removed", change(t, engine(t, c), admins, nil, d.members(ADGroup, "4")), "removed/true")
+	wantText(t, "removed", ask(t, engine(t, c), admins, nil, d.members(ADGroup, "4")), "removed/true")
 }
