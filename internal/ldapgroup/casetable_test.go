@@ -74,29 +74,19 @@ func (p *peer) addGroups(t *testing.T) {
 	t.Helper()
 	p.admin = admin(t, p.d)
 	t.Cleanup(func() { p.admin.Close() })
-	add := func(dn string, attrs map[string][]string) {
-		t.Helper()
-		r := ldap.NewAddRequest(dn, nil)
-		for a, v := range attrs {
-			r.Attribute(a, v)
-		}
-		if err := p.admin.Add(r); err != nil {
-			t.Fatalf("%s: add %s: %v", p.name, dn, err)
-		}
-	}
 	one := []string{p.d.UserDN(1)}
 	group := func(k Kind, empty bool, attrs map[string][]string) {
 		t.Helper()
 		g := peerGroup{kind: k, dn: p.d.GroupDN("of-" + k.String()), empty: empty}
-		add(g.dn, attrs)
+		p.addEntry(t, g.dn, attrs)
 		p.groups = append(p.groups, g)
 	}
 	if p.vendor == Samba {
 		group(ADGroup, true, map[string][]string{"objectClass": {"group"}, "sAMAccountName": {"case"}})
-		add(p.zoe(), map[string][]string{"objectClass": {"contact"}})
+		p.addEntry(t, p.zoe(), map[string][]string{"objectClass": {"contact"}})
 		return
 	}
-	add(p.zoe(), map[string][]string{"objectClass": {"inetOrgPerson"}, "sn": {"Z"}})
+	p.addEntry(t, p.zoe(), map[string][]string{"objectClass": {"inetOrgPerson"}, "sn": {"Z"}})
 	mayBeEmpty := p.vendor == DS389
 	group(GroupOfNames, mayBeEmpty, map[string][]string{"objectClass": {"groupOfNames"}, "member": one})
 	if p.name == "memberof" {
@@ -108,6 +98,17 @@ func (p *peer) addGroups(t *testing.T) {
 		classes = []string{"nsContainer", "posixGroup"} // its posixGroup is auxiliary
 	}
 	group(PosixGroup, true, map[string][]string{"objectClass": classes, "gidNumber": {"5000"}})
+}
+
+func (p *peer) addEntry(t *testing.T, dn string, attrs map[string][]string) {
+	t.Helper()
+	r := ldap.NewAddRequest(dn, nil)
+	for a, v := range attrs {
+		r.Attribute(a, v)
+	}
+	if err := p.admin.Add(r); err != nil {
+		t.Fatalf("%s: add %s: %v", p.name, dn, err)
+	}
 }
 
 func (p *peer) zoe() string { return "cn=Zoë," + p.d.PeopleDN }
