@@ -329,6 +329,7 @@ var memberCases = []memberCase{
 }
 
 func TestCaseTable(t *testing.T) {
+	t.Parallel()
 	onEachServer(t, func(t *testing.T, p *peer) {
 		c := config(p.d)
 		lookup := engine(t, c)
@@ -341,6 +342,9 @@ func TestCaseTable(t *testing.T) {
 						continue
 					}
 					t.Run(tt.name, func(t *testing.T) { tt.run(t, p, g, lookup, tt.want, tt.after) })
+					if p.vendor == DS389 && g.kind != GroupOfNames {
+						continue // it answers slowly, and all its kinds alike when nothing is looked up
+					}
 					t.Run(tt.name+"/without lookup", func(t *testing.T) {
 						tt.run(t, p, g, raw, either(tt.raw, tt.want), either(tt.rawThen, tt.after))
 					})
