@@ -1,5 +1,6 @@
 // Package testpeer owns the real counterparts that tests run against: OpenLDAP,
 // Samba as an Active Directory domain controller, 389 Directory Server,
+// an LDAP server that follows a script for what those will not do on demand,
 // Prometheus, proxies that misbehave on demand, TCP targets, and our own
 // binaries. It is used by tests only.
 //
