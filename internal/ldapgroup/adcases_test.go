@@ -11,7 +11,7 @@ import (
 
 	"github.com/go-ldap/ldap/v3"
 
-	. "github.com/nowconnect/nowconnect/internal/ldapgroup"
+	"github.com/nowconnect/nowconnect/internal/ldapgroup"
 	"github.com/nowconnect/nowconnect/internal/testpeer"
 )
 
@@ -24,7 +24,7 @@ type domain struct {
 
 func startDomain(t *testing.T) *domain {
 	t.Helper()
-	p := &peer{name: "samba", vendor: Samba, d: testpeer.Samba(t, testpeer.SambaOptions{})}
+	p := &peer{name: "samba", vendor: ldapgroup.Samba, d: testpeer.Samba(t, testpeer.SambaOptions{})}
 	p.addGroups(t)
 	return &domain{peer: p, t: t, group: p.groups[0]}
 }
@@ -60,7 +60,7 @@ func (d *domain) rid(dn string) string {
 // newGroup makes a group that has never had a member.
 func (d *domain) newGroup(name string) peerGroup {
 	d.t.Helper()
-	g := peerGroup{kind: ADGroup, dn: d.d.GroupDN(name), empty: true}
+	g := peerGroup{kind: ldapgroup.ADGroup, dn: d.d.GroupDN(name), empty: true}
 	r := ldap.NewAddRequest(g.dn, nil)
 	r.Attribute("objectClass", []string{"group"})
 	r.Attribute("sAMAccountName", []string{name})
@@ -71,9 +71,9 @@ func (d *domain) newGroup(name string) peerGroup {
 }
 
 // ask calls Change and tells the result.
-func ask(t *testing.T, e *Engine, g string, adds, removes []string) string {
+func ask(t *testing.T, e *ldapgroup.Engine, g string, adds, removes []string) string {
 	t.Helper()
-	r, err := e.Change(context.Background(), g, adds, removes, ChangeOptions{})
+	r, err := e.Change(context.Background(), g, adds, removes, ldapgroup.ChangeOptions{})
 	if err != nil {
 		return string(class(err))
 	}
@@ -91,9 +91,9 @@ func TestActiveDirectoryGroupThatNeverHadAMember(t *testing.T) {
 	d := startDomain(t)
 	e := engine(t, config(d.d))
 	g := d.newGroup("fresh")
-	wantText(t, "remove", ask(t, e, g.dn, nil, d.members(ADGroup, "1")), "not_member/false(16)")
-	wantText(t, "remove two", ask(t, e, g.dn, nil, d.members(ADGroup, "1|2")), "not_member/false(16) not_member/false(16)")
-	wantText(t, "add", ask(t, e, g.dn, d.members(ADGroup, "1"), nil), "added/true")
+	wantText(t, "remove", ask(t, e, g.dn, nil, d.members(ldapgroup.ADGroup, "1")), "not_member/false(16)")
+	wantText(t, "remove two", ask(t, e, g.dn, nil, d.members(ldapgroup.ADGroup, "1|2")), "not_member/false(16) not_member/false(16)")
+	wantText(t, "add", ask(t, e, g.dn, d.members(ldapgroup.ADGroup, "1"), nil), "added/true")
 }
 
 // A user's primary group does not list him, and is not left by a change of its
@@ -101,7 +101,7 @@ func TestActiveDirectoryGroupThatNeverHadAMember(t *testing.T) {
 func TestActiveDirectoryPrimaryGroup(t *testing.T) {
 	d := startDomain(t)
 	g := d.newGroup("primary")
-	for _, verify := range []Verify{VerifyAmbiguous, VerifyAlways, VerifyNever} {
+	for _, verify := range []ldapgroup.Verify{ldapgroup.VerifyAmbiguous, ldapgroup.VerifyAlways, ldapgroup.VerifyNever} {
 		t.Run(fmt.Sprint("verify ", verify), func(t *testing.T) {
 			c := config(d.d)
 			c.Verify = verify
@@ -124,19 +124,19 @@ func TestActiveDirectoryPrimaryGroup(t *testing.T) {
 			if got := d.now(t, g); got != "6" {
 				t.Fatalf("the group lists %q, so it is not user 5's primary one", got)
 			}
-			five := d.members(ADGroup, "5")
+			five := d.members(ldapgroup.ADGroup, "5")
 			wantText(t, "add", ask(t, e, g.dn, five, nil), "already_member/false(68)/primary_group")
 			wantText(t, "remove", ask(t, e, g.dn, nil, five), "failed/false(53)/primary_group/primary_group")
-			wantText(t, "add among others", ask(t, e, g.dn, d.members(ADGroup, "4|5|6"), nil),
+			wantText(t, "add among others", ask(t, e, g.dn, d.members(ldapgroup.ADGroup, "4|5|6"), nil),
 				"added/true already_member/false(68)/primary_group already_member/false(68)")
-			wantText(t, "remove among others", ask(t, e, g.dn, nil, d.members(ADGroup, "4|5|9")),
+			wantText(t, "remove among others", ask(t, e, g.dn, nil, d.members(ldapgroup.ADGroup, "4|5|9")),
 				"removed/true failed/false(53)/primary_group/primary_group not_member/false(53)")
 			wantText(t, "the group", d.now(t, g), "6")
 			m, err := e.IsMember(context.Background(), g.dn, d.d.UserDN(5))
 			if err != nil || !m.IsMember || !m.Primary {
 				t.Errorf("IsMember: %+v, %v", m, err)
 			}
-			dry, err := e.Change(context.Background(), g.dn, five, d.members(ADGroup, "6"), ChangeOptions{DryRun: true})
+			dry, err := e.Change(context.Background(), g.dn, five, d.members(ldapgroup.ADGroup, "6"), ldapgroup.ChangeOptions{DryRun: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -167,12 +167,12 @@ func TestActiveDirectoryNamesBySIDAndGUID(t *testing.T) {
 			wantText(t, "add", ask(t, e, g, []string{form}, nil), "added/true")
 			wantText(t, "the group", d.now(t, d.group), "1 2 3 4")
 			wantText(t, "again", ask(t, e, g, []string{form}, nil), "already_member/false(68)")
-			wantText(t, "by DN", ask(t, e, g, d.members(ADGroup, "4"), nil), "already_member/false(68)")
+			wantText(t, "by DN", ask(t, e, g, d.members(ldapgroup.ADGroup, "4"), nil), "already_member/false(68)")
 			wantText(t, "remove", ask(t, e, g, nil, []string{form}), "removed/true")
 			wantText(t, "remove again", ask(t, e, g, nil, []string{form}), "not_member/false(53)")
-			wantText(t, "twice, in two forms", ask(t, e, g, append(d.members(ADGroup, "4|5"), form), nil), "added/true added/true added/true")
+			wantText(t, "twice, in two forms", ask(t, e, g, append(d.members(ldapgroup.ADGroup, "4|5"), form), nil), "added/true added/true added/true")
 			wantText(t, "the group", d.now(t, d.group), "1 2 3 4 5")
-			wantText(t, "added and removed", ask(t, e, g, []string{form}, d.members(ADGroup, "4")), "invalid")
+			wantText(t, "added and removed", ask(t, e, g, []string{form}, d.members(ldapgroup.ADGroup, "4")), "invalid")
 		})
 	}
 	// A SID of another domain would make the server create an entry for it.
@@ -211,21 +211,21 @@ func TestActiveDirectoryProtectedGroups(t *testing.T) {
 	d := startDomain(t)
 	admins, builtin := "CN=Domain Admins,CN=Users,"+d.d.BaseDN, "CN=Administrators,CN=Builtin,"+d.d.BaseDN
 	c := config(d.d)
-	c.Credentials = func(context.Context) (Credentials, error) {
-		return Credentials{DN: d.d.AdminDN, Password: d.d.AdminPassword}, nil
+	c.Credentials = func(context.Context) (ldapgroup.Credentials, error) {
+		return ldapgroup.Credentials{DN: d.d.AdminDN, Password: d.d.AdminPassword}, nil
 	}
-	c.Groups = []GroupRule{{DN: d.d.BaseDN, Subtree: true}}
+	c.Groups = []ldapgroup.GroupRule{{DN: d.d.BaseDN, Subtree: true}}
 	wide := engine(t, c)
 	was := len(values(t, d.d, admins, "member"))
 	for _, g := range []string{admins, builtin, strings.ToUpper(admins), "CN=Domain Users,CN=Users," + d.d.BaseDN} {
-		wantText(t, g, ask(t, wide, g, d.members(ADGroup, "4"), nil), "protected_group")
-		wantText(t, g, ask(t, wide, g, nil, d.members(ADGroup, "4")), "protected_group")
+		wantText(t, g, ask(t, wide, g, d.members(ldapgroup.ADGroup, "4"), nil), "protected_group")
+		wantText(t, g, ask(t, wide, g, nil, d.members(ldapgroup.ADGroup, "4")), "protected_group")
 	}
 	if got := len(values(t, d.d, admins, "member")); got != was {
 		t.Errorf("domain admins: %d, were %d", got, was)
 	}
-	c.Groups = append(c.Groups, GroupRule{DN: admins})
-	wantText(t, "named by a rule", ask(t, engine(t, c), admins, d.members(ADGroup, "4"), nil), "added/true")
+	c.Groups = append(c.Groups, ldapgroup.GroupRule{DN: admins})
+	wantText(t, "named by a rule", ask(t, engine(t, c), admins, d.members(ldapgroup.ADGroup, "4"), nil), "added/true")
 	// The server marks the members of such groups, which does not make them groups.
-	wantText(t, "removed", ask(t, engine(t, c), admins, nil, d.members(ADGroup, "4")), "removed/true")
+	wantText(t, "removed", ask(t, engine(t, c), admins, nil, d.members(ldapgroup.ADGroup, "4")), "removed/true")
 }

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"testing"
 
-	. "github.com/nowconnect/nowconnect/internal/ldapgroup"
+	"github.com/nowconnect/nowconnect/internal/ldapgroup"
 )
 
 // callCase is a call that ends with an error: nothing is tried with any member.
@@ -21,15 +21,17 @@ func callTable(t *testing.T, p *peer) {
 	g := p.groups[0]
 	p.set(t, g, "1|2|3")
 	c := config(p.d)
-	c.Groups = append(c.Groups, GroupRule{DN: p.d.PeopleDN, Subtree: true}, GroupRule{DN: "ou=none,dc=elsewhere,dc=invalid", Subtree: true})
-	as := func(dn, password string) *Engine {
+	c.Groups = append(c.Groups, ldapgroup.GroupRule{DN: p.d.PeopleDN, Subtree: true}, ldapgroup.GroupRule{DN: "ou=none,dc=elsewhere,dc=invalid", Subtree: true})
+	as := func(dn, password string) *ldapgroup.Engine {
 		c := c
-		c.Credentials = func(context.Context) (Credentials, error) { return Credentials{DN: dn, Password: password}, nil }
+		c.Credentials = func(context.Context) (ldapgroup.Credentials, error) {
+			return ldapgroup.Credentials{DN: dn, Password: password}, nil
+		}
 		return engine(t, c)
 	}
 	anonymous := c
 	anonymous.Credentials = nil
-	engines := map[string]*Engine{
+	engines := map[string]*ldapgroup.Engine{
 		"": engine(t, c), "user": as(p.d.UserDN(2), p.d.UserPassword), "anonymous": engine(t, anonymous),
 		"wrong password": as(p.d.ServiceDN, "wrong"), "no such user": as("cn=nobody,"+p.d.BaseDN, "wrong"),
 	}
@@ -56,8 +58,8 @@ func callTable(t *testing.T, p *peer) {
 		} {
 			t.Run(tt.name+"/"+members.name, func(t *testing.T) {
 				r, err := engines[tt.as].Change(context.Background(), tt.group,
-					p.members(g.kind, members.add), p.members(g.kind, members.remove), ChangeOptions{})
-				var e *Error
+					p.members(g.kind, members.add), p.members(g.kind, members.remove), ldapgroup.ChangeOptions{})
+				var e *ldapgroup.Error
 				if !asError(err, &e) {
 					t.Fatalf("got %v, %v", r, err)
 				}

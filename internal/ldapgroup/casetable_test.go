@@ -3,207 +3,11 @@ package ldapgroup_test
 import (
 	"cmp"
 	"context"
-	"fmt"
-	"slices"
 	"strings"
 	"testing"
 
-	"github.com/go-ldap/ldap/v3"
-
-	. "github.com/nowconnect/nowconnect/internal/ldapgroup"
-	"github.com/nowconnect/nowconnect/internal/testpeer"
+	"github.com/nowconnect/nowconnect/internal/ldapgroup"
 )
-
-// peer is a real server with a group of each kind that it has.
-type peer struct {
-	name   string
-	d      *testpeer.Directory
-	vendor Vendor
-	groups []peerGroup
-	admin  *ldap.Conn
-}
-
-type peerGroup struct {
-	kind  Kind
-	dn    string
-	empty bool // may be without members
-}
-
-// perServer is an expectation that differs between servers: by "server/kind",
-// "kind", "server", or "" for the rest, the first that is there.
-type perServer map[string]string
-
-func (w perServer) of(p *peer, g peerGroup) (string, bool) {
-	for _, key := range []string{p.name + "/" + g.kind.String(), g.kind.String(), p.name, ""} {
-		if v, ok := w[key]; ok {
-			return v, true
-		}
-	}
-	return "", false
-}
-
-// servers are those that every case is tried on.
-var servers = []struct {
-	name   string
-	vendor Vendor
-	start  func(testing.TB) *testpeer.Directory
-}{
-	{"openldap", OpenLDAP, func(tb testing.TB) *testpeer.Directory { return testpeer.Slapd(tb, testpeer.SlapdOptions{}) }},
-	{"memberof", OpenLDAP, func(tb testing.TB) *testpeer.Directory {
-		return testpeer.Slapd(tb, testpeer.SlapdOptions{MemberOf: true})
-	}},
-	{"389ds", DS389, testpeer.DS389},
-	{"samba", Samba, func(tb testing.TB) *testpeer.Directory { return testpeer.Samba(tb, testpeer.SambaOptions{}) }},
-}
-
-// onEachServer runs f on all of them at the same time.
-func onEachServer(t *testing.T, f func(*testing.T, *peer)) {
-	for _, s := range servers {
-		t.Run(s.name, func(t *testing.T) {
-			t.Parallel()
-			p := &peer{name: s.name, vendor: s.vendor, d: s.start(t)}
-			p.addGroups(t)
-			f(t, p)
-		})
-	}
-}
-
-// addGroups makes a group of each kind, and a person with a name that is not
-// ASCII.
-func (p *peer) addGroups(t *testing.T) {
-	t.Helper()
-	p.admin = admin(t, p.d)
-	t.Cleanup(func() { p.admin.Close() })
-	one := []string{p.d.UserDN(1)}
-	group := func(k Kind, empty bool, attrs map[string][]string) {
-		t.Helper()
-		g := peerGroup{kind: k, dn: p.d.GroupDN("of-" + k.String()), empty: empty}
-		p.addEntry(t, g.dn, attrs)
-		p.groups = append(p.groups, g)
-	}
-	if p.vendor == Samba {
-		group(ADGroup, true, map[string][]string{"objectClass": {"group"}, "sAMAccountName": {"case"}})
-		p.addEntry(t, p.zoe(), map[string][]string{"objectClass": {"contact"}})
-		return
-	}
-	p.addEntry(t, p.zoe(), map[string][]string{"objectClass": {"inetOrgPerson"}, "sn": {"Z"}})
-	mayBeEmpty := p.vendor == DS389
-	group(GroupOfNames, mayBeEmpty, map[string][]string{"objectClass": {"groupOfNames"}, "member": one})
-	if p.name == "memberof" {
-		return // the overlay minds groupOfNames alone
-	}
-	group(GroupOfUniqueNames, mayBeEmpty, map[string][]string{"objectClass": {"groupOfUniqueNames"}, "uniqueMember": one})
-	classes := []string{"posixGroup"}
-	if p.vendor == DS389 {
-		classes = []string{"nsContainer", "posixGroup"} // its posixGroup is auxiliary
-	}
-	group(PosixGroup, true, map[string][]string{"objectClass": classes, "gidNumber": {"5000"}})
-}
-
-func (p *peer) addEntry(t *testing.T, dn string, attrs map[string][]string) {
-	t.Helper()
-	r := ldap.NewAddRequest(dn, nil)
-	for a, v := range attrs {
-		r.Attribute(a, v)
-	}
-	if err := p.admin.Add(r); err != nil {
-		t.Fatalf("%s: add %s: %v", p.name, dn, err)
-	}
-}
-
-func (p *peer) zoe() string { return "cn=Zoë," + p.d.PeopleDN }
-
-// member turns a word of the table into a value: "4" is user 4 and "4^" in
-// another spelling, "4%" with hex escapes; "ghost" is nobody. A group of user
-// names has those, of which another spelling is another name.
-func (p *peer) member(k Kind, word string) string {
-	n := strings.TrimRight(word, "^%")
-	numbered := n != "" && strings.Trim(n, "0123456789") == ""
-	switch {
-	case k == PosixGroup && numbered:
-		return map[bool]string{false: "u" + n, true: "U" + n}[strings.HasSuffix(word, "^")]
-	case k == PosixGroup:
-		return word
-	case numbered && strings.HasSuffix(word, "^"):
-		dn := strings.ToUpper(strings.ReplaceAll(p.d.UserDN(1), "u1,", "u"+n+","))
-		return strings.ReplaceAll(dn, ",", " , ")
-	case numbered && strings.HasSuffix(word, "%"):
-		return strings.Replace(p.d.UserDN(1), "=u1,", fmt.Sprintf(`=\75%s,`, n), 1)
-	case numbered:
-		return strings.Replace(p.d.UserDN(1), "u1,", "u"+n+",", 1)
-	case word == "ghost":
-		return strings.Replace(p.d.UserDN(1), "u1,", "ghost,", 1)
-	case word == "zoe":
-		return p.zoe()
-	case word == "zoe%":
-		return strings.Replace(p.zoe(), "ë", `\c3\ab`, 1)
-	case word == "svc":
-		return p.d.ServiceDN
-	case word == "empty":
-		return ""
-	}
-	return word
-}
-
-func (p *peer) members(k Kind, words string) []string {
-	var out []string
-	for _, w := range strings.Split(words, "|") {
-		if w = strings.TrimSpace(w); w != "" {
-			out = append(out, p.member(k, w))
-		}
-	}
-	return out
-}
-
-// set makes the group's members exactly those of words, "-" for nobody.
-func (p *peer) set(t *testing.T, g peerGroup, words string) {
-	t.Helper()
-	r := ldap.NewModifyRequest(g.dn, nil)
-	r.Replace(g.kind.Attribute(), p.members(g.kind, strings.TrimPrefix(words, "-")))
-	if err := p.admin.Modify(r); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// now is what the group lists, as the directory tells its admin: sorted, "u4"
-// as 4.
-func (p *peer) now(t *testing.T, g peerGroup) string {
-	t.Helper()
-	r, err := p.admin.Search(ldap.NewSearchRequest(g.dn, ldap.ScopeBaseObject, ldap.NeverDerefAliases, 0, 0, false,
-		"(objectClass=*)", []string{g.kind.Attribute()}, nil))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var vs []string
-	for _, v := range r.Entries[0].GetAttributeValues(g.kind.Attribute()) {
-		if dn, err := ldap.ParseDN(v); err == nil && len(dn.RDNs) > 0 {
-			v = dn.RDNs[0].Attributes[0].Value
-		}
-		vs = append(vs, strings.ToLower(strings.TrimPrefix(v, "u")))
-	}
-	slices.Sort(vs)
-	return strings.Join(vs, " ")
-}
-
-// told is a result in a line: outcome/changed, the code of the directory's
-// answer, the note and the class of each member.
-func told(r *Result) string {
-	var out []string
-	for _, m := range r.Members {
-		s := m.Outcome.String() + "/" + m.Changed.String()
-		if m.Answer != nil {
-			s += fmt.Sprintf("(%d)", m.Answer.Code)
-		}
-		if m.Note != "" {
-			s += "/" + m.Note
-		}
-		if m.Err != nil {
-			s += "/" + string(m.Err.Class)
-		}
-		out = append(out, s)
-	}
-	return strings.Join(out, " ")
-}
 
 // memberCase is a row: what is asked of a group, and what comes of it.
 type memberCase struct {
@@ -218,7 +22,7 @@ type memberCase struct {
 	rawThen perServer // the same with Lookup never, where it differs
 }
 
-func namesDNs(_ *peer, g peerGroup) bool   { return g.kind != PosixGroup }
+func namesDNs(_ *peer, g peerGroup) bool   { return g.kind != ldapgroup.PosixGroup }
 func mayBeEmpty(_ *peer, g peerGroup) bool { return g.empty }
 
 const (
@@ -313,7 +117,7 @@ var memberCases = []memberCase{
 		want: perServer{"": "removed/true"}, after: perServer{"": "1"}},
 	{name: "a name with other letters", only: namesDNs, add: "zoe|zoe%", want: perServer{"": "added/true added/true"},
 		after: perServer{"": "1 2 3 zoë"}},
-	{name: "a user name with other letters", add: "zoë|4", only: func(_ *peer, g peerGroup) bool { return g.kind == PosixGroup },
+	{name: "a user name with other letters", add: "zoë|4", only: func(_ *peer, g peerGroup) bool { return g.kind == ldapgroup.PosixGroup },
 		want: perServer{"": "failed/false/invalid added/true"}, after: perServer{"": "1 2 3 4"}},
 
 	{name: "malformed", only: namesDNs, add: "not a dn|uid=a,,dc=x|empty|4", remove: "not one either",
@@ -333,7 +137,7 @@ func TestCaseTable(t *testing.T) {
 	onEachServer(t, func(t *testing.T, p *peer) {
 		c := config(p.d)
 		lookup := engine(t, c)
-		c.Lookup, c.MemberBases, c.AnyMember = LookupNever, nil, true
+		c.Lookup, c.MemberBases, c.AnyMember = ldapgroup.LookupNever, nil, true
 		raw := engine(t, c)
 		for _, g := range p.groups {
 			t.Run(g.kind.String(), func(t *testing.T) {
@@ -342,7 +146,7 @@ func TestCaseTable(t *testing.T) {
 						continue
 					}
 					t.Run(tt.name, func(t *testing.T) { tt.run(t, p, g, lookup, tt.want, tt.after) })
-					if p.vendor == DS389 && g.kind != GroupOfNames {
+					if p.vendor == ldapgroup.DS389 && g.kind != ldapgroup.GroupOfNames {
 						continue // it answers slowly, and all its kinds alike when nothing is looked up
 					}
 					t.Run(tt.name+"/without lookup", func(t *testing.T) {
@@ -363,7 +167,7 @@ func either(a, b perServer) perServer {
 	return b
 }
 
-func (tt *memberCase) run(t *testing.T, p *peer, g peerGroup, e *Engine, wants, afters perServer) {
+func (tt *memberCase) run(t *testing.T, p *peer, g peerGroup, e *ldapgroup.Engine, wants, afters perServer) {
 	p.set(t, g, cmp.Or(tt.start, "1|2|3"))
 	before := p.now(t, g)
 	want, ok := wants.of(p, g)
@@ -376,7 +180,7 @@ func (tt *memberCase) run(t *testing.T, p *peer, g peerGroup, e *Engine, wants, 
 	}
 	after = strings.TrimPrefix(after, nothing)
 	adds, removes := p.members(g.kind, tt.add), p.members(g.kind, tt.remove)
-	r, err := e.Change(context.Background(), g.dn, adds, removes, ChangeOptions{})
+	r, err := e.Change(context.Background(), g.dn, adds, removes, ldapgroup.ChangeOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -390,13 +194,13 @@ func (tt *memberCase) run(t *testing.T, p *peer, g peerGroup, e *Engine, wants, 
 		t.Errorf("the group is taken for a %v", r.Kind)
 	}
 	// What was done is a no-op now, and what failed fails as before.
-	again, err := e.Change(context.Background(), g.dn, adds, removes, ChangeOptions{})
+	again, err := e.Change(context.Background(), g.dn, adds, removes, ldapgroup.ChangeOptions{})
 	if err != nil {
 		t.Fatalf("again: %v", err)
 	}
 	for i, m := range again.Members {
 		was := r.Members[i]
-		if m.Changed != ChangedNo || m.Outcome.Done() != was.Outcome.Done() || m.Outcome == Added || m.Outcome == Removed {
+		if m.Changed != ldapgroup.ChangedNo || m.Outcome.Done() != was.Outcome.Done() || m.Outcome == ldapgroup.Added || m.Outcome == ldapgroup.Removed {
 			t.Errorf("%q again: %s/%s, was %s", m.Member, m.Outcome, m.Changed, was.Outcome)
 		}
 	}

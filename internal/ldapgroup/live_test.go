@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	. "github.com/nowconnect/nowconnect/internal/ldapgroup"
+	"github.com/nowconnect/nowconnect/internal/ldapgroup"
 	"github.com/nowconnect/nowconnect/internal/testpeer"
 )
 
@@ -31,11 +31,11 @@ func TestServerRestarts(t *testing.T) {
 		begin := time.Now()
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
-		_, err := e.Change(ctx, g.dn, p.members(g.kind, "3"), nil, ChangeOptions{})
-		var own *Error
-		if !asError(err, &own) || own.Class != ClassUnavailable && own.Class != ClassTimeout {
+		_, err := e.Change(ctx, g.dn, p.members(g.kind, "3"), nil, ldapgroup.ChangeOptions{})
+		var own *ldapgroup.Error
+		if !asError(err, &own) || own.Class != ldapgroup.ClassUnavailable && own.Class != ldapgroup.ClassTimeout {
 			t.Errorf("while it is down: %v", err)
-		} else if own.Class == ClassUnavailable && own.RetryAfter == 0 {
+		} else if own.Class == ldapgroup.ClassUnavailable && own.RetryAfter == 0 {
 			t.Error("nobody says when to try again")
 		}
 		if took := time.Since(begin); took > 20*time.Second {
@@ -123,7 +123,7 @@ func (p *peer) moreGroups(t *testing.T, n int) []string {
 	var names []string
 	for i := range n {
 		name := fmt.Sprint("churn", i)
-		if p.vendor == Samba {
+		if p.vendor == ldapgroup.Samba {
 			p.addEntry(t, p.d.GroupDN(name), map[string][]string{"objectClass": {"group"}, "sAMAccountName": {name}, "member": {p.d.UserDN(20)}})
 		} else {
 			p.addEntry(t, p.d.GroupDN(name), map[string][]string{"objectClass": {"groupOfNames"}, "member": {p.d.UserDN(20)}})
@@ -137,7 +137,7 @@ func (p *peer) moreGroups(t *testing.T, n int) []string {
 // for each group and member what it was told.
 type churner struct {
 	p      *peer
-	e      *Engine
+	e      *ldapgroup.Engine
 	groups []string
 	mine   []int
 	state  map[[2]int]intent
@@ -188,10 +188,10 @@ func (c *churner) change(t *testing.T) bool {
 		}
 		return out
 	}
-	r, err := c.e.Change(context.Background(), c.groups[gi], names(adds), names(removes), ChangeOptions{})
+	r, err := c.e.Change(context.Background(), c.groups[gi], names(adds), names(removes), ldapgroup.ChangeOptions{})
 	if err != nil {
 		c.refused.Add(1)
-		if k := class(err); k != ClassUnavailable && k != ClassTimeout {
+		if k := class(err); k != ldapgroup.ClassUnavailable && k != ldapgroup.ClassTimeout {
 			t.Error(err)
 			return false
 		}
@@ -214,21 +214,21 @@ func (c *churner) change(t *testing.T) bool {
 
 // judgeIntent holds a result against what was known before, and returns what
 // is known after.
-func judgeIntent(t *testing.T, m MemberResult, was intent) intent {
-	wanted := m.Action == Add
+func judgeIntent(t *testing.T, m ldapgroup.MemberResult, was intent) intent {
+	wanted := m.Action == ldapgroup.Add
 	switch {
 	case m.Outcome.Done():
-		if was.known && m.Changed == ChangedYes && was.in == wanted || was.known && m.Changed == ChangedNo && was.in != wanted {
+		if was.known && m.Changed == ldapgroup.ChangedYes && was.in == wanted || was.known && m.Changed == ldapgroup.ChangedNo && was.in != wanted {
 			t.Errorf("%s: %s, changed %s, but it was in: %v", m.Member, m.Outcome, m.Changed, was.in)
 		}
 		return intent{known: true, in: wanted}
-	case m.Outcome == Skipped || m.Outcome == Failed && m.Err.Class == ClassUnavailable:
-		if m.Changed != ChangedNo {
+	case m.Outcome == ldapgroup.Skipped || m.Outcome == ldapgroup.Failed && m.Err.Class == ldapgroup.ClassUnavailable:
+		if m.Changed != ldapgroup.ChangedNo {
 			t.Errorf("%s: %s, changed %s", m.Member, m.Outcome, m.Changed)
 		}
 		return was
-	case m.Outcome == Unknown:
-		if m.Changed != ChangedUnknown {
+	case m.Outcome == ldapgroup.Unknown:
+		if m.Changed != ldapgroup.ChangedUnknown {
 			t.Errorf("%s: %s, changed %s", m.Member, m.Outcome, m.Changed)
 		}
 		return intent{}
@@ -262,7 +262,7 @@ func TestBigGroup(t *testing.T) {
 			return d, d.GroupDN("empty"), several(n, d.UserDN)
 		},
 		"samba": func(t *testing.T) (*testpeer.Directory, string, []string) {
-			p := &peer{name: "samba", vendor: Samba, d: testpeer.Samba(t, testpeer.SambaOptions{})}
+			p := &peer{name: "samba", vendor: ldapgroup.Samba, d: testpeer.Samba(t, testpeer.SambaOptions{})}
 			p.addGroups(t)
 			return p.d, p.groups[0].dn, several(n, p.d.ContactDN)
 		},
@@ -276,15 +276,15 @@ func TestBigGroup(t *testing.T) {
 			c.Observer = rec.observer()
 			e := engine(t, c)
 			begin := time.Now()
-			step := func(what string, adds, removes []string, requests int, want map[Outcome]int) {
+			step := func(what string, adds, removes []string, requests int, want map[ldapgroup.Outcome]int) {
 				t.Helper()
 				rec.reset()
 				at := time.Now()
-				r, err := e.Change(context.Background(), group, adds, removes, ChangeOptions{})
+				r, err := e.Change(context.Background(), group, adds, removes, ldapgroup.ChangeOptions{})
 				if err != nil {
 					t.Fatalf("%s: %v", what, err)
 				}
-				got := make(map[Outcome]int)
+				got := make(map[ldapgroup.Outcome]int)
 				for _, m := range r.Members {
 					got[m.Outcome]++
 				}
@@ -297,13 +297,13 @@ func TestBigGroup(t *testing.T) {
 					t.Errorf("%s took %d requests, %d are enough", what, modifies, requests)
 				}
 			}
-			step("fill", members, nil, 3, map[Outcome]int{Added: n})
-			step("fill again", members, nil, 3, map[Outcome]int{AlreadyMember: n})
-			step("remove every third", nil, every(3, members), 1, map[Outcome]int{Removed: n / 3})
-			step("fill up", members, nil, 6, map[Outcome]int{Added: n / 3, AlreadyMember: n - n/3})
+			step("fill", members, nil, 3, map[ldapgroup.Outcome]int{ldapgroup.Added: n})
+			step("fill again", members, nil, 3, map[ldapgroup.Outcome]int{ldapgroup.AlreadyMember: n})
+			step("remove every third", nil, every(3, members), 1, map[ldapgroup.Outcome]int{ldapgroup.Removed: n / 3})
+			step("fill up", members, nil, 6, map[ldapgroup.Outcome]int{ldapgroup.Added: n / 3, ldapgroup.AlreadyMember: n - n/3})
 			readAll(t, e, group, n)
-			step("remove all", nil, members, 3, map[Outcome]int{Removed: n})
-			step("remove all again", nil, members, 3, map[Outcome]int{NotMember: n})
+			step("remove all", nil, members, 3, map[ldapgroup.Outcome]int{ldapgroup.Removed: n})
+			step("remove all again", nil, members, 3, map[ldapgroup.Outcome]int{ldapgroup.NotMember: n})
 			if took := time.Since(begin); took > 2*time.Minute {
 				t.Errorf("that took %v", took)
 			}
@@ -311,11 +311,11 @@ func TestBigGroup(t *testing.T) {
 	}
 }
 
-func readAll(t *testing.T, e *Engine, group string, atLeast int) {
+func readAll(t *testing.T, e *ldapgroup.Engine, group string, atLeast int) {
 	t.Helper()
 	total := 0
 	for cursor := ""; ; {
-		p, err := e.Read(context.Background(), group, ReadOptions{Cursor: cursor})
+		p, err := e.Read(context.Background(), group, ldapgroup.ReadOptions{Cursor: cursor})
 		if err != nil {
 			t.Fatal(err)
 		}
