@@ -58,7 +58,7 @@ func (d *Directory) Restart(tb testing.TB) {
 // may have a hundred characters only: tb.TempDir's would be too long.
 func shortDir(tb testing.TB) string {
 	tb.Helper()
-	dir, err := os.MkdirTemp("", "dir")
+	dir, err := os.MkdirTemp("", "testpeer")
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -40,7 +40,7 @@ func DS389(tb testing.TB) *Directory {
 type ds389Server struct {
 	program, temp string
 	directory     *Directory
-	dir           string // empty until the first launch
+	dir, config   string // empty until the first launch
 }
 
 func (s *ds389Server) launch(tb testing.TB) *Process {
@@ -52,11 +52,15 @@ func (s *ds389Server) launch(tb testing.TB) *Process {
 		if !known {
 			d.Addr = FreeAddr(tb)
 			d.URL = "ldap://" + d.Addr
+			// Two servers whose configurations have one name share a semaphore
+			// in /dev/shm, to which only the first one's user has a right.
 			s.dir = filepath.Join(s.temp, fmt.Sprint(i))
-			layOutDS389(tb, s.dir, d.Addr, d)
+			s.config = filepath.Join(s.dir, filepath.Base(s.temp))
+			tb.Cleanup(func() { os.Remove("/dev/shm/sem." + filepath.Base(s.temp) + ".stats") }) // where there is one
+			layOutDS389(tb, s.dir, s.config, d)
 		}
 		// -d keeps it in the foreground, so that it stays our child.
-		p := Start(tb, nil, s.program, "-D", filepath.Join(s.dir, "config"), "-i", filepath.Join(s.dir, "pid"), "-d", "0")
+		p := Start(tb, nil, s.program, "-D", s.config, "-i", filepath.Join(s.dir, "pid"), "-d", "0")
 		if listening(p, 60*time.Second, d.Addr) {
 			return p
 		}
@@ -68,35 +72,35 @@ func (s *ds389Server) launch(tb testing.TB) *Process {
 }
 
 // layOutDS389 makes the directories of a server, with its first configuration.
-func layOutDS389(tb testing.TB, dir, addr string, d *Directory) {
+func layOutDS389(tb testing.TB, dir, config string, d *Directory) {
 	tb.Helper()
-	for _, sub := range []string{"config/schema", "lock", "tmp", "ldif", "bak", "run", "inst", "log", "db"} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
+	for _, sub := range []string{config + "/schema", dir + "/lock", dir + "/tmp", dir + "/ldif", dir + "/bak", dir + "/run",
+		dir + "/inst", dir + "/log", dir + "/db"} {
+		if err := os.MkdirAll(sub, 0o700); err != nil {
 			tb.Fatal(err)
 		}
 	}
-	const installed = "/etc/dirsrv"
-	if err := os.CopyFS(filepath.Join(dir, "config", "schema"), os.DirFS(filepath.Join(installed, "schema"))); err != nil {
-		tb.Fatal(err)
-	}
-	for _, name := range []string{"slapd-collations.conf", "certmap.conf"} {
-		writeFile(tb, filepath.Join(dir, "config", name), readFile(tb, filepath.Join(installed, "config", name)))
-	}
-	writeFile(tb, filepath.Join(dir, "config", "dse.ldif"), []byte(configDS389(tb, dir, addr, d)))
+	// The installed ones are for their owner's eyes; these will do.
+	writeFile(tb, filepath.Join(config, "certmap.conf"), []byte("certmap default default\n"))
+	writeFile(tb, filepath.Join(config, "slapd-collations.conf"),
+		[]byte("collation \"\" \"\" \"\" 1 3 2.16.840.1.113730.3.3.2.0.1 default\n"))
+	writeFile(tb, filepath.Join(config, "schema", "99user.ldif"),
+		[]byte("dn: cn=schema\nobjectClass: top\nobjectClass: ldapSubentry\nobjectClass: subschema\ncn: schema\n"))
+	writeFile(tb, filepath.Join(config, "dse.ldif"), []byte(configDS389(tb, dir, config, d)))
 }
 
-func configDS389(tb testing.TB, dir, addr string, d *Directory) string {
+func configDS389(tb testing.TB, dir, config string, d *Directory) string {
 	tb.Helper()
 	me, err := user.Current()
 	if err != nil {
 		tb.Fatal(err)
 	}
-	host, port, err := net.SplitHostPort(addr)
+	host, port, err := net.SplitHostPort(d.Addr)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	values := []string{
-		"schema_dir", dir + "/config/schema", "config_dir", dir + "/config", "cert_dir", dir + "/config",
+		"schema_dir", config + "/schema", "config_dir", config, "cert_dir", config,
 		"lock_dir", dir + "/lock", "tmp_dir", dir + "/tmp", "ldif_dir", dir + "/ldif", "bak_dir", dir + "/bak",
 		"run_dir", dir + "/run", "inst_dir", dir + "/inst", "log_dir", dir + "/log",
 		"db_dir", dir + "/db", "db_home_dir", dir + "/db\nnsslapd-db-durable-transaction: off", "db_lib", "bdb",
