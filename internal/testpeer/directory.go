@@ -2,6 +2,7 @@ package testpeer
 
 import (
 	"fmt"
+	"iter"
 	"os"
 	"testing"
 	"time"
@@ -64,6 +65,26 @@ func shortDir(tb testing.TB) string {
 	}
 	tb.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
+}
+
+// launches is how often a server is started until it listens. The first time
+// its address may turn out to be taken, and each try has a new one. When it
+// starts again it must have the old one, and waits for whoever has it.
+func launches(again bool) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		n := 5
+		if again {
+			n = 60
+		}
+		for i := range n {
+			if i > 0 && again {
+				time.Sleep(250 * time.Millisecond)
+			}
+			if !yield(i) {
+				return
+			}
+		}
+	}
 }
 
 // listening waits until p accepts connections at all addrs, or is gone.

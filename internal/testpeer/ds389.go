@@ -48,7 +48,7 @@ func (s *ds389Server) launch(tb testing.TB) *Process {
 	d := s.directory
 	known := s.dir != ""
 	var last string
-	for i := range 5 { // the port may be taken by the time the server binds it
+	for i := range launches(known) {
 		if !known {
 			d.Addr = FreeAddr(tb)
 			d.URL = "ldap://" + d.Addr

@@ -76,7 +76,7 @@ func (s *sambaServer) launch(tb testing.TB) *Process {
 	tb.Helper()
 	var last string
 	known := s.conf != ""
-	for range 5 { // the address may be taken by the time Samba binds it
+	for range launches(known) {
 		if !known {
 			s.configure(tb)
 		}

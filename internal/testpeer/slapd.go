@@ -60,14 +60,13 @@ func Slapd(tb testing.TB, o SlapdOptions) *Directory {
 	return d
 }
 
-// startSlapd tries several ports when it has none yet: the one that was free
-// may be taken by the time slapd, which cannot report a port of its own choice,
-// binds it.
+// startSlapd tries several ports when it has none yet: slapd cannot report one
+// of its own choice.
 func (d *Directory) startSlapd(tb testing.TB, slapd, conf string) *Process {
 	tb.Helper()
 	known := d.Addr != ""
 	var last string
-	for range 5 {
+	for range launches(known) {
 		if !known {
 			d.Addr = FreeAddr(tb)
 			d.URL = "ldap://" + d.Addr
