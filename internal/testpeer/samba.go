@@ -81,12 +81,11 @@ func (s *sambaServer) launch(tb testing.TB) *Process {
 			s.configure(tb)
 		}
 		p := s.start(tb)
-		wait := "unix:" + s.socket()
+		wait := []string{"unix:" + s.socket()}
 		if !s.namespace {
-			wait = s.directory.Addr
+			wait = append(wait, s.directory.Addr, s.directory.TLSAddr)
 		}
-		// Samba listens at its Unix socket last.
-		if listening(p, 60*time.Second, wait, "unix:"+s.socket()) {
+		if listening(p, 60*time.Second, wait...) {
 			if !known && s.namespace {
 				s.forward(tb)
 			}
