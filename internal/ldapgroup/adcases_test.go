@@ -2,9 +2,11 @@ package ldapgroup_test
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"net"
 	"strconv"
 	"strings"
 	"testing"
@@ -228,4 +230,35 @@ func TestActiveDirectoryProtectedGroups(t *testing.T) {
 	wantText(t, "named by a rule", ask(t, engine(t, c), admins, d.members(ldapgroup.ADGroup, "4"), nil), "added/true")
 	// The server marks the members of such groups, which does not make them groups.
 	wantText(t, "removed", ask(t, engine(t, c), admins, nil, d.members(ldapgroup.ADGroup, "4")), "removed/true")
+}
+
+// A hardened domain controller takes no password in the clear, and nobody's
+// without TLS that holds.
+func TestActiveDirectoryWithStrongAuth(t *testing.T) {
+	d := testpeer.Samba(t, testpeer.SambaOptions{StrongAuth: true})
+	group := "CN=Remote," + d.GroupsDN
+	for _, tt := range []struct {
+		name     string
+		security ldapgroup.Security
+		addr     string
+		server   string // that the certificate must name
+		want     string
+	}{
+		{"plaintext", ldapgroup.Plaintext, d.Addr, "", "account"},
+		{"StartTLS", ldapgroup.StartTLS, d.Addr, "dc1.lab.test", "group_not_found"},
+		{"LDAPS", ldapgroup.LDAPS, d.TLSAddr, "dc1.lab.test", "group_not_found"},
+		{"StartTLS, another name", ldapgroup.StartTLS, d.Addr, "dc2.lab.test", "directory"},
+		{"LDAPS, another name", ldapgroup.LDAPS, d.TLSAddr, "dc2.lab.test", "directory"},
+	} {
+		if tt.addr == "" {
+			continue // LDAPS of a server in a namespace of its own is out of reach
+		}
+		t.Run(tt.name, func(t *testing.T) {
+			c := config(d)
+			c.Security, c.TLS = tt.security, &tls.Config{RootCAs: d.CA.Pool, ServerName: tt.server, MinVersion: tls.VersionTLS12}
+			c.Dial = func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "tcp", tt.addr) }
+			// The group is not there, which only those learn who got in.
+			wantText(t, "outcome", ask(t, engine(t, c), group, []string{d.UserDN(1)}, nil), tt.want)
+		})
+	}
 }

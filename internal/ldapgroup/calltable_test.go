@@ -3,6 +3,7 @@ package ldapgroup_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/nowconnect/nowconnect/internal/ldapgroup"
@@ -72,6 +73,12 @@ func callTable(t *testing.T, p *peer) {
 				}
 			})
 		}
+	}
+	// The group's own name may be spelled as one likes.
+	respelled := strings.ReplaceAll(strings.ToUpper(g.dn), ",", " , ")
+	r, err := engines[""].Change(context.Background(), respelled, p.members(g.kind, "1"), nil, ldapgroup.ChangeOptions{})
+	if err != nil || !ldapgroup.SameName(r.Canonical, g.dn) || r.Canonical == respelled || r.Group != respelled {
+		t.Errorf("the group in another spelling: %+v, %v", r, err)
 	}
 	if got := p.now(t, g); got != "1 2 3" {
 		t.Errorf("the group lists %s", got)

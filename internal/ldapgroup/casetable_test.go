@@ -127,6 +127,8 @@ var memberCases = []memberCase{
 		want: perServer{"": "failed/false/invalid failed/false/invalid"}},
 	{name: "outside of the member bases", only: namesDNs, add: "svc", want: perServer{"": "failed/false/forbidden"},
 		raw: perServer{"": "added/true"}, rawThen: perServer{"": "1 2 3 svc"}},
+	{name: "a group as a member", only: namesDNs, add: "group", want: perServer{"": "failed/false/forbidden"},
+		raw: perServer{"": "added/true"}, rawThen: perServer{"": "1 2 3 of-groupofnames", "samba": "1 2 3 of-group"}},
 	{name: "another suffix", only: namesDNs, add: "cn=x,dc=elsewhere,dc=invalid", want: perServer{"": "failed/false/forbidden"},
 		raw:     perServer{"": "added/true", "memberof": "failed/false(19)/member_not_found", "samba": "failed/false(32)/member_not_found"},
 		rawThen: perServer{"": "1 2 3 x", "memberof": "1 2 3", "samba": "1 2 3"}},
@@ -136,7 +138,14 @@ func TestCaseTable(t *testing.T) {
 	t.Parallel()
 	onEachServer(t, func(t *testing.T, p *peer) {
 		c := config(p.d)
-		lookup := engine(t, c)
+		variants := map[string]*ldapgroup.Engine{"": engine(t, c)}
+		if p.vendor != ldapgroup.DS389 { // it answers slowly
+			for name, v := range map[string]ldapgroup.Verify{"/verified": ldapgroup.VerifyAlways, "/unverified": ldapgroup.VerifyNever} {
+				c := c
+				c.Verify = v
+				variants[name] = engine(t, c)
+			}
+		}
 		c.Lookup, c.MemberBases, c.AnyMember = ldapgroup.LookupNever, nil, true
 		raw := engine(t, c)
 		for _, g := range p.groups {
@@ -145,7 +154,9 @@ func TestCaseTable(t *testing.T) {
 					if tt.only != nil && !tt.only(p, g) {
 						continue
 					}
-					t.Run(tt.name, func(t *testing.T) { tt.run(t, p, g, lookup, tt.want, tt.after) })
+					for name, e := range variants {
+						t.Run(tt.name+name, func(t *testing.T) { tt.run(t, p, g, e, tt.want, tt.after) })
+					}
 					if p.vendor == ldapgroup.DS389 && g.kind != ldapgroup.GroupOfNames {
 						continue // it answers slowly, and all its kinds alike when nothing is looked up
 					}

@@ -135,6 +135,8 @@ func (p *peer) member(k ldapgroup.Kind, word string) string {
 		return p.zoe()
 	case word == "zoe%":
 		return strings.Replace(p.zoe(), "ë", `\c3\ab`, 1)
+	case word == "group":
+		return p.groups[0].dn
 	case word == "svc":
 		return p.d.ServiceDN
 	case word == "empty":
