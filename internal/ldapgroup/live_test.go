@@ -92,7 +92,7 @@ func TestConvergence(t *testing.T) {
 				wg.Go(func() { worker.run(t, over) })
 			}
 			// Each kill comes in the middle of work, however slow the machine is.
-			for kill := range 5 {
+			for kill := range 4 {
 				mark := acknowledged.Load() + 10
 				for deadline := time.Now().Add(30 * time.Second); acknowledged.Load() < mark; time.Sleep(time.Millisecond) {
 					if time.Now().After(deadline) {

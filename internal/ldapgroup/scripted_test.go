@@ -216,14 +216,14 @@ func TestNonsenseForAnAnswer(t *testing.T) {
 func TestAnswerAfterTheDeadline(t *testing.T) {
 	s := startScripted(t, false)
 	c := s.config(t)
-	c.OpTimeout = 250 * time.Millisecond
+	c.OpTimeout = 700 * time.Millisecond
 	e := engine(t, c)
 	done := make(chan struct{})
 	s.onModify(1, func(r *testpeer.LDAPRequest) {
 		r.Later(func() {
 			defer close(done)
 			select {
-			case <-time.After(300 * time.Millisecond):
+			case <-time.After(800 * time.Millisecond):
 			case <-s.server.Over():
 			}
 			code, text := s.Modify(r)
@@ -262,5 +262,5 @@ func TestUnknownIsSaidWhenItIs(t *testing.T) {
 	wantText(t, "outcome", ask(t, e, scriptedGroup, numbered("4"), numbered("1")),
 		"unknown/null/unavailable skipped/false/unavailable")
 	s.script.Store(nil)
-	wantText(t, "once more", ask(t, e, scriptedGroup, numbered("4"), numbered("1")), "already_member/false(68) removed/true")
+	wantText(t, "once more", ask(t, engine(t, s.config(t)), scriptedGroup, numbered("4"), numbered("1")), "already_member/false(68) removed/true")
 }
