@@ -5,6 +5,7 @@ package testpeer
 import (
 	"crypto/tls"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -160,8 +161,15 @@ func TestDirectoriesEndWithAKilledTestBinary(t *testing.T) {
 		os.Stdout.WriteString("up\n")
 		select {}
 	}
-	// Its temporary directories would outlive it.
-	parent := Start(t, []string{role + "=1", "TMPDIR=" + shortDir(t)}, os.Args[0],
+	// Its temporary directories would outlive it, and what is named after them.
+	temp := shortDir(t)
+	t.Cleanup(func() {
+		left, _ := filepath.Glob(filepath.Join(temp, "*")) // the pattern is good
+		for _, dir := range left {
+			removeSemaphore(filepath.Base(dir))
+		}
+	})
+	parent := Start(t, []string{role + "=1", "TMPDIR=" + temp}, os.Args[0],
 		"-test.run=^TestDirectoriesEndWithAKilledTestBinary$")
 	if !eventually(120*time.Second, parent.Done(), func() bool { return strings.Contains(parent.Output(), "up\n") }) {
 		t.Fatalf("the directories do not start: %s", parent.Output())

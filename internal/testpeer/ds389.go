@@ -56,7 +56,7 @@ func (s *ds389Server) launch(tb testing.TB) *Process {
 			// in /dev/shm, to which only the first one's user has a right.
 			s.dir = filepath.Join(s.temp, fmt.Sprint(i))
 			s.config = filepath.Join(s.dir, filepath.Base(s.temp))
-			tb.Cleanup(func() { os.Remove("/dev/shm/sem." + filepath.Base(s.temp) + ".stats") }) // where there is one
+			tb.Cleanup(func() { removeSemaphore(filepath.Base(s.temp)) })
 			layOutDS389(tb, s.dir, s.config, d)
 		}
 		// -d keeps it in the foreground, so that it stays our child.
@@ -70,6 +70,10 @@ func (s *ds389Server) launch(tb testing.TB) *Process {
 	tb.Fatalf("ns-slapd does not come up: %s", last)
 	return nil
 }
+
+// removeSemaphore removes what a server whose configuration has this name leaves
+// behind, if it is there.
+func removeSemaphore(name string) { os.Remove("/dev/shm/sem." + name + ".stats") }
 
 // layOutDS389 makes the directories of a server, with its first configuration.
 func layOutDS389(tb testing.TB, dir, config string, d *Directory) {
