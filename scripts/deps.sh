@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what the tests run against: OpenLDAP, Prometheus, and the tools to
-# look at them; and Cerbos where there is npm. Does nothing, and says nothing,
+# Installs what the tests run against: OpenLDAP, Samba, 389 Directory Server,
+# Prometheus, and the tools to look at them; and Cerbos where there is npm. Does nothing, and says nothing,
 # when all of it is there. On systems other than Debian it names what is missing.
 set -eu
 cd "$(dirname "$0")/.."
@@ -27,10 +27,21 @@ fi
 # program:package
 missing= packages=
 for pair in slapd:slapd slapadd:slapd ldapsearch:ldap-utils openssl:openssl \
-	prometheus:prometheus ip:iproute2 gcc:gcc curl:curl python3:python3; do
+	samba:samba-ad-dc ns-slapd:389-ds-base prometheus:prometheus ip:iproute2 gcc:gcc curl:curl python3:python3; do
 	if ! have "${pair%%:*}"; then
 		missing="$missing ${pair%%:*}"
 		case " $packages " in *" ${pair#*:} "*) ;; *) packages="$packages ${pair#*:}" ;; esac
+	fi
+done
+# What a domain controller of Samba is made with comes in packages of its own,
+# as files that no program's name gives away.
+for pair in '/usr/share/samba/setup/provision.ldif:samba-ad-provision' \
+	'/usr/lib/*/samba/ldb/samldb.so:samba-dsdb-modules' \
+	'/usr/lib/python3/dist-packages/samba/provision/__init__.py:python3-samba'; do
+	# shellcheck disable=SC2086 # the pattern is to expand
+	if ! ls ${pair%%:*} >/dev/null 2>&1; then
+		missing="$missing ${pair#*:}"
+		packages="$packages ${pair#*:}"
 	fi
 done
 # The race detector links against the C library.
@@ -80,8 +91,10 @@ echo "deps: installing$packages"
 quietly $root apt-get -q update
 # shellcheck disable=SC2086 # a list of packages
 quietly $root env DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends $packages
-for service in slapd prometheus; do
-	case " $packages " in *" $service "*)
-		if [ -d /run/systemd/system ]; then quietly $root systemctl disable --now "$service"; fi ;;
+for pair in slapd:slapd prometheus:prometheus smbd:samba-ad-dc nmbd:samba-ad-dc samba-ad-dc:samba-ad-dc; do
+	case " $packages " in *" ${pair#*:} "*)
+		if [ -d /run/systemd/system ] && systemctl cat "${pair%%:*}" >/dev/null 2>&1; then
+			quietly $root systemctl disable --now "${pair%%:*}"
+		fi ;;
 	esac
 done

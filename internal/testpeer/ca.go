@@ -126,3 +126,12 @@ func writeFile(tb testing.TB, path string, data []byte) string {
 	}
 	return path
 }
+
+func readFile(tb testing.TB, path string) []byte {
+	tb.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return data
+}

@@ -1,12 +1,14 @@
-// Package testpeer owns the real counterparts that tests run against: an
-// OpenLDAP server, Prometheus, policy servers, proxies that misbehave on
-// demand, TCP targets, and our own binaries. It is used by tests only.
+// Package testpeer owns the real counterparts that tests run against: OpenLDAP,
+// Samba as an Active Directory domain controller, 389 Directory Server,
+// an LDAP server that follows a script for what those will not do on demand,
+// Prometheus, policy servers, proxies that misbehave on demand, TCP targets, and
+// our own binaries. It is used by tests only.
 //
 // Invariants:
 //
-//   - Everything listens on 127.0.0.1, on ports that were free, and keeps its
-//     files in the test's own temporary directory, so that packages can be
-//     tested at the same time.
+//   - Everything listens on loopback, on ports or addresses that were free, and
+//     keeps its files in the test's own temporary directory, so that packages
+//     can be tested at the same time.
 //   - Everything ends with the test that asked for it: goroutines and sockets
 //     through t.Cleanup, processes also when the test binary is killed.
 //   - What is missing fails the test and says how to install it. Nothing skips,

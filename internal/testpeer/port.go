@@ -2,6 +2,7 @@ package testpeer
 
 import (
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -30,9 +31,13 @@ func FreeAddr(tb testing.TB) string {
 // given holds what FreeAddr has returned.
 var given sync.Map
 
-// accepts reports whether somebody listens on addr.
+// accepts reports whether somebody listens on addr, host:port or unix:path.
 func accepts(addr string) bool {
-	c, err := net.DialTimeout("tcp", addr, time.Second)
+	network := "tcp"
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		network, addr = "unix", path
+	}
+	c, err := net.DialTimeout(network, addr, time.Second)
 	if err != nil {
 		return false
 	}

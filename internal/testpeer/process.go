@@ -29,6 +29,13 @@ func Start(tb testing.TB, env []string, path string, args ...string) *Process {
 	cmd := exec.Command(path, args...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.SysProcAttr = procAttr()
+	return startCmd(tb, cmd)
+}
+
+// startCmd is Start for a command that has its environment and attributes.
+func startCmd(tb testing.TB, cmd *exec.Cmd) *Process {
+	tb.Helper()
+	path := cmd.Path
 	// Grandchildren that keep our pipes must not hold up Wait.
 	cmd.WaitDelay = 5 * time.Second
 	p := &Process{tb: tb, cmd: cmd, out: new(lockedBuffer), done: make(chan struct{})}

@@ -18,37 +18,17 @@ type SlapdOptions struct {
 	IdleTimeout time.Duration // the server closes idle connections; whole seconds, 0 = never
 	People      int           // u1, u2, …; 0 = 20
 	Seed        []string      // LDIF to load after the people and groups
+	// MemberOf loads the memberof and refint overlays: adding a member that
+	// does not exist is refused, and members that are deleted leave their groups.
+	MemberOf bool
 	// BigEntries adds so many entries below ou=big, each with a description of
 	// BigEntryBytes (0 = 100,000). 210 of them make a search result of 21 MB.
 	BigEntries    int
 	BigEntryBytes int
 }
 
-// Directory is a running OpenLDAP server. Anybody may read everything but
-// passwords; people may change their own; the service account writes below
-// ou=groups; the admin may do anything and meets no limit.
-type Directory struct {
-	URL, Addr         string // ldap://…, host:port
-	LDAPSURL, TLSAddr string // ldaps://…; empty without TLS
-	CA                *CA    // nil without TLS
-
-	BaseDN, AdminDN, AdminPassword string
-	PeopleDN, GroupsDN, BigDN      string
-	ServiceDN, ServicePassword     string
-	UserPassword                   string // of everybody in PeopleDN
-	People                         int
-
-	Process *Process
-}
-
-// UserDN is the name of person i, counted from 1.
-func (d *Directory) UserDN(i int) string { return fmt.Sprintf("uid=u%d,%s", i, d.PeopleDN) }
-
-// GroupDN is the name of a group: "staff", which has every second person as
-// member, or "empty", whose only member is the admin.
-func (d *Directory) GroupDN(name string) string { return fmt.Sprintf("cn=%s,%s", name, d.GroupsDN) }
-
-// Slapd starts OpenLDAP with its own configuration and data.
+// Slapd starts OpenLDAP with its own configuration and data. Anybody may read
+// everything but passwords; people may change their own entry.
 func Slapd(tb testing.TB, o SlapdOptions) *Directory {
 	tb.Helper()
 	slapd, slapadd := lookPath(tb, "slapd"), lookPath(tb, "slapadd")
@@ -57,7 +37,7 @@ func Slapd(tb testing.TB, o SlapdOptions) *Directory {
 		BaseDN: base, AdminDN: "cn=admin," + base, AdminPassword: "secret",
 		PeopleDN: "ou=people," + base, GroupsDN: "ou=groups," + base, BigDN: "ou=big," + base,
 		ServiceDN: "cn=svc," + base, ServicePassword: "svcpw",
-		UserPassword: "userpw", People: o.People,
+		UserPassword: "userpw", People: o.People, rdn: "uid",
 	}
 	if d.People == 0 {
 		d.People = 20
@@ -75,43 +55,41 @@ func Slapd(tb testing.TB, o SlapdOptions) *Directory {
 	if out, err := add.CombinedOutput(); err != nil {
 		tb.Fatalf("slapadd: %v\n%s", err, out)
 	}
-	d.start(tb, slapd, conf)
+	d.launch = func(tb testing.TB) *Process { return d.startSlapd(tb, slapd, conf) }
+	d.Process = d.launch(tb)
 	return d
 }
 
-// start tries several ports: the one that was free may be taken by the time
-// slapd, which cannot report a port of its own choice, binds it.
-func (d *Directory) start(tb testing.TB, slapd, conf string) {
+// startSlapd tries several ports when it has none yet: slapd cannot report one
+// of its own choice.
+func (d *Directory) startSlapd(tb testing.TB, slapd, conf string) *Process {
 	tb.Helper()
+	known := d.Addr != ""
 	var last string
-	for range 5 {
-		d.Addr = FreeAddr(tb)
-		d.URL = "ldap://" + d.Addr
+	for range launches(known) {
+		if !known {
+			d.Addr = FreeAddr(tb)
+			d.URL = "ldap://" + d.Addr
+			if d.CA != nil {
+				d.TLSAddr = FreeAddr(tb)
+				d.LDAPSURL = "ldaps://" + d.TLSAddr
+			}
+		}
 		urls, wait := d.URL+"/", []string{d.Addr}
 		if d.CA != nil {
-			d.TLSAddr = FreeAddr(tb)
-			d.LDAPSURL = "ldaps://" + d.TLSAddr
 			urls += " " + d.LDAPSURL + "/"
 			wait = append(wait, d.TLSAddr)
 		}
 		// -d keeps slapd in the foreground, so that it stays our child.
 		p := Start(tb, nil, slapd, "-d", "0", "-f", conf, "-h", urls)
-		up := eventually(20*time.Second, p.Done(), func() bool {
-			for _, a := range wait {
-				if !accepts(a) {
-					return false
-				}
-			}
-			return true
-		})
-		if up && !p.exited() {
-			d.Process = p
-			return
+		if listening(p, 20*time.Second, wait...) {
+			return p
 		}
 		p.Kill()
 		last = p.Output()
 	}
 	tb.Fatalf("slapd does not come up: %s", last)
+	return nil
 }
 
 func (d *Directory) config(tb testing.TB, dir string, o SlapdOptions) string {
@@ -122,6 +100,9 @@ func (d *Directory) config(tb testing.TB, dir string, o SlapdOptions) string {
 	}
 	fmt.Fprintf(&b, "pidfile %[1]s/slapd.pid\nargsfile %[1]s/slapd.args\n", dir)
 	b.WriteString("modulepath /usr/lib/ldap\nmoduleload back_mdb\nloglevel 0\nsizelimit unlimited\n")
+	if o.MemberOf {
+		b.WriteString("moduleload memberof\nmoduleload refint\n")
+	}
 	fmt.Fprintf(&b, "idletimeout %d\n", int(o.IdleTimeout.Seconds()))
 	if d.CA != nil {
 		c := d.CA.Issue(tb, "localhost", "127.0.0.1", net.IPv6loopback.String())
@@ -132,6 +113,10 @@ func (d *Directory) config(tb testing.TB, dir string, o SlapdOptions) string {
 	b.WriteString("access to attrs=userPassword by anonymous auth by self write by * none\n")
 	fmt.Fprintf(&b, "access to dn.subtree=%q by dn.exact=%q write by * read\n", d.GroupsDN, d.ServiceDN)
 	b.WriteString("access to * by self write by * read\n")
+	if o.MemberOf {
+		b.WriteString("overlay memberof\nmemberof-group-oc groupOfNames\nmemberof-member-ad member\nmemberof-dangling error\n")
+		b.WriteString("memberof-refint true\noverlay refint\nrefint_attributes member\n")
+	}
 	return b.String()
 }
 

@@ -70,6 +70,28 @@ func TestSlapdServesPeopleAndGroups(t *testing.T) {
 	}
 }
 
+func TestSlapdMemberOf(t *testing.T) {
+	d := Slapd(t, SlapdOptions{MemberOf: true})
+	c := dialLDAP(t, d.URL)
+	if err := c.Bind(d.ServiceDN, d.ServicePassword); err != nil {
+		t.Fatal(err)
+	}
+	add := func(dn string) error {
+		r := ldap.NewModifyRequest(d.GroupDN("staff"), nil)
+		r.Add("member", []string{dn})
+		return c.Modify(r)
+	}
+	if err := add("uid=ghost," + d.PeopleDN); !ldap.IsErrorWithCode(err, ldap.LDAPResultConstraintViolation) {
+		t.Errorf("adding a member that does not exist: %v, want constraintViolation", err)
+	}
+	if err := add(d.UserDN(2)); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(search(t, c, d.PeopleDN, "(memberOf="+d.GroupDN("staff")+")")); n != 1 {
+		t.Errorf("%d people are found by memberOf, want the one added", n)
+	}
+}
+
 func TestSlapdTLS(t *testing.T) {
 	d := Slapd(t, SlapdOptions{TLS: true, People: 3})
 	conf := &tls.Config{RootCAs: d.CA.Pool, ServerName: "localhost", MinVersion: tls.VersionTLS12}
