@@ -38,20 +38,24 @@ func (h *Hub) PolicyChanged(cfg *Config, connectors ...string) (live int) {
 	}
 	for _, name := range connectors {
 		if c := h.connectors[name]; c != nil {
-			live += len(c.sessions)
-			h.policyChangedLocked(c)
+			live += h.policyChangedLocked(c)
 		}
 	}
 	return live
 }
 
-func (h *Hub) policyChangedLocked(c *connector) {
+func (h *Hub) policyChangedLocked(c *connector) (live int) {
 	c.epoch++
 	for s := range c.sessions {
+		if s.verdict.Load() != nil {
+			continue // it is ending already
+		}
+		live++
 		if s.tunnel.Load() != nil { // else open asks again by itself
 			h.queueLocked(s, causePolicy)
 		}
 	}
+	return live
 }
 
 // queueLocked has a live session judged again, soon and by somebody else.
