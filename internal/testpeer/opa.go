@@ -84,11 +84,20 @@ func (s *OPAServer) ready() bool {
 // the caller has to wait for what the policy changes.
 func (s *OPAServer) Write(name, content string) {
 	s.tb.Helper()
-	next := writeFile(s.tb, filepath.Join(s.tb.TempDir(), name), []byte(content))
-	if err := os.Rename(next, filepath.Join(s.Dir, name)); err != nil {
-		s.tb.Fatal(err)
+	next := filepath.Join(s.tb.TempDir(), name)
+	var written time.Time
+	loaded := func() bool {
+		// Again and again: OPA answers requests a moment before it watches files.
+		if time.Since(written) > 500*time.Millisecond {
+			writeFile(s.tb, next, []byte(content))
+			if err := os.Rename(next, filepath.Join(s.Dir, name)); err != nil {
+				s.tb.Fatal(err)
+			}
+			written = time.Now()
+		}
+		return s.loaded(content)
 	}
-	if !eventually(30*time.Second, s.Process.Done(), func() bool { return s.loaded(content) }) {
+	if !eventually(30*time.Second, s.Process.Done(), loaded) {
 		s.tb.Fatalf("OPA does not load %s: %s", name, s.Process.Output())
 	}
 }
