@@ -30,6 +30,9 @@ type Client struct {
 	// Subject is the client's verified certificate identity; nil means that
 	// its source IP is all we know of it.
 	Subject *authz.Entity
+	// Life, when not nil, resets the session when it ends. It is for clients in
+	// this process, whose Conn cannot tell a half-close from a close.
+	Life context.Context
 }
 
 // Outcome tells what became of a client connection.
@@ -109,6 +112,9 @@ func (h *Hub) ServeClient(ctx context.Context, cl *Client) Outcome {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s := &session{name: h.sessionName(), conn: c, client: cl, started: started, sampled: h.audit.Load().sample(), cancel: cancel}
+	if cl.Life != nil {
+		defer context.AfterFunc(cl.Life, func() { s.end(wire.ReasonRst, "client is gone") })()
+	}
 	out := Outcome{Session: s.name}
 	if v := h.admit(s, k); v != nil {
 		ep.Close(v.reason)

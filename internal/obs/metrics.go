@@ -21,8 +21,9 @@ type Metrics struct {
 	vecs     []prometheus.Collector // families, for Describe and Collect
 
 	mu         sync.Mutex
-	connectors map[string]*Connector // guarded by mu; never shrinks
-	agents     map[string]*Agent     // guarded by mu; never shrinks
+	connectors map[string]*Connector  // guarded by mu; never shrinks
+	agents     map[string]*Agent      // guarded by mu; never shrinks
+	members    map[string]*Membership // guarded by mu; never shrinks
 }
 
 // hubFamilies has one field per recorded name of the contract.
@@ -46,12 +47,17 @@ type hubFamilies struct {
 	tunnelRTT     *prometheus.HistogramVec
 	tunnelReconns *prometheus.CounterVec
 	tunnelReauths *prometheus.CounterVec
+
+	membershipBatches *prometheus.CounterVec
+	membershipValues  *prometheus.CounterVec
+	membershipErrors  *prometheus.CounterVec
+	membershipSeconds *prometheus.HistogramVec
 }
 
 // New returns empty Metrics. It registers nothing anywhere.
 func New(o Options) *Metrics {
 	f := factory{native: o.NativeHistograms}
-	m := &Metrics{connectors: make(map[string]*Connector), agents: make(map[string]*Agent)}
+	m := &Metrics{connectors: make(map[string]*Connector), agents: make(map[string]*Agent), members: make(map[string]*Membership)}
 	m.families = hubFamilies{
 		writeDrain: f.histogram("nowconnect_write_drain_seconds",
 			"Agent-to-client writes: handing bytes to the socket without waiting (write), and waiting until the kernel took the rest (drain).",
@@ -92,6 +98,14 @@ func New(o Options) *Metrics {
 			"Links that ended and were to be replaced, by the reason they ended.", "agent", "reason"),
 		tunnelReauths: f.counter("nowconnect_tunnel_reauth_total",
 			"Credentials that agents sent over live links to renew them, by result.", "agent", "result"),
+		membershipBatches: f.counter("nowconnect_ldap_membership_batch_total",
+			"Modify requests about group members, by what became of them.", "connector", "action", "outcome"),
+		membershipValues: f.counter("nowconnect_ldap_membership_values_total",
+			"Group members asked to be added or removed, by what became of each.", "connector", "action", "outcome"),
+		membershipErrors: f.counter("nowconnect_ldap_membership_errors_total",
+			"Modify requests about group members that were not answered with success, by LDAP result code.", "connector", "action", "code"),
+		membershipSeconds: f.histogram("nowconnect_ldap_membership_batch_seconds",
+			"How long modify requests about group members took.", openBuckets, "connector", "action"),
 	}
 	m.vecs = f.made
 	return m
@@ -122,4 +136,18 @@ func (m *Metrics) Agent(id string) *Agent {
 		m.agents[id] = a
 	}
 	return a
+}
+
+// Membership returns the recorder of group memberships in one directory,
+// creating all its series at zero. The same name gives the same pointer for
+// ever.
+func (m *Metrics) Membership(name string) *Membership {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, ok := m.members[name]
+	if !ok {
+		r = newMembership(&m.families, name)
+		m.members[name] = r
+	}
+	return r
 }

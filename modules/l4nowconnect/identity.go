@@ -1,20 +1,12 @@
 package l4nowconnect
 
 import (
-	"crypto/sha256"
-	"crypto/tls"
-	"crypto/x509"
-	"encoding/hex"
-	"time"
-
 	"github.com/mholt/caddy-l4/layer4"
 	"github.com/mholt/caddy-l4/modules/l4tls"
 
 	"github.com/nowconnect/nowconnect/internal/authz"
+	"github.com/nowconnect/nowconnect/modules/nowconnect"
 )
-
-// subjectCertificate is the subject's type when TLS verified who the client is.
-const subjectCertificate = "certificate"
 
 // tlsIdentity returns the server name that the client asked for and, when the
 // tls handler verified its certificate, who it is. With TLS inside of TLS the
@@ -22,80 +14,11 @@ const subjectCertificate = "certificate"
 func tlsIdentity(cx *layer4.Connection) (sni string, subject *authz.Entity) {
 	if states := l4tls.GetConnectionStates(cx); len(states) > 0 {
 		s := states[len(states)-1]
-		return s.ServerName, certificateSubject(s)
+		return s.ServerName, nowconnect.CertificateSubject(s)
 	}
 	// TLS passes through to the target; a tls matcher may have read its name.
 	if hellos := l4tls.GetClientHelloInfos(cx); len(hellos) > 0 {
 		return hellos[len(hellos)-1].ServerName, nil
 	}
 	return "", nil
-}
-
-// certificateSubject names the client after the leaf of a verified chain. What
-// the client merely presented (PeerCertificates) is not looked at.
-func certificateSubject(s *tls.ConnectionState) *authz.Entity {
-	if len(s.VerifiedChains) == 0 || len(s.VerifiedChains[0]) == 0 {
-		return nil
-	}
-	leaf := s.VerifiedChains[0][0]
-	id, source := certificateID(leaf)
-	sum := sha256.Sum256(leaf.Raw)
-	p := map[string]any{
-		"id_source":   source,
-		"subject_dn":  leaf.Subject.String(),
-		"issuer_dn":   leaf.Issuer.String(),
-		"serial":      leaf.SerialNumber.Text(16),
-		"fingerprint": "sha256:" + hex.EncodeToString(sum[:]),
-		"not_after":   leaf.NotAfter.UTC().Format(time.RFC3339),
-	}
-	set := func(name string, values []string) {
-		if len(values) > 0 {
-			p[name] = values
-		}
-	}
-	if leaf.Subject.CommonName != "" {
-		p["common_name"] = leaf.Subject.CommonName
-	}
-	set("organization", leaf.Subject.Organization)
-	set("organizational_unit", leaf.Subject.OrganizationalUnit)
-	set("dns_names", leaf.DNSNames)
-	set("emails", leaf.EmailAddresses)
-	set("uris", uris(leaf))
-	set("ip_addresses", ips(leaf))
-	return &authz.Entity{Type: subjectCertificate, ID: id, Properties: p}
-}
-
-// certificateID picks the name by which policies know the client: the first
-// URI, DNS name or email address among the alternative names, else the common
-// name, else the certificate itself. source tells which it was, so that a
-// policy can insist: a common name "a.example" is not the DNS name.
-func certificateID(c *x509.Certificate) (id, source string) {
-	switch {
-	case len(c.URIs) > 0:
-		return c.URIs[0].String(), "uri"
-	case len(c.DNSNames) > 0:
-		return c.DNSNames[0], "dns"
-	case len(c.EmailAddresses) > 0:
-		return c.EmailAddresses[0], "email"
-	case c.Subject.CommonName != "":
-		return c.Subject.CommonName, "common_name"
-	}
-	sum := sha256.Sum256(c.Raw)
-	return "sha256:" + hex.EncodeToString(sum[:]), "fingerprint"
-}
-
-func ips(c *x509.Certificate) []string {
-	var out []string
-	for _, ip := range c.IPAddresses {
-		out = append(out, ip.String())
-	}
-	return out
-}
-
-func uris(c *x509.Certificate) []string {
-	var out []string
-	for _, u := range c.URIs {
-		out = append(out, u.String())
-	}
-	return out
 }

@@ -1,0 +1,165 @@
+package ldapadmin
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-ldap/ldap/v3"
+
+	"github.com/nowconnect/nowconnect/internal/authz"
+	"github.com/nowconnect/nowconnect/internal/ldapgroup"
+	"github.com/nowconnect/nowconnect/modules/nowconnect"
+)
+
+// The actions that policies see.
+const (
+	actionRead    = "group.members.read"
+	actionAdd     = "group.members.add"
+	actionRemove  = "group.members.remove"
+	actionReplace = "group.members.replace"
+)
+
+// resourceGroup is the type of the resource.
+const resourceGroup = "group"
+
+// subject is who calls and from where.
+type subject struct {
+	authz.Entity
+	ip string
+}
+
+// verdict is one answer of policy, for the audit.
+type verdict struct {
+	action string
+	authz.Decision
+}
+
+// actions lists what the request needs to be allowed, each with its members.
+func (q *request) actions() (names []string, members [][]string) {
+	add := func(name string, list []string) {
+		names, members = append(names, name), append(members, list)
+	}
+	switch q.target.op {
+	case opList:
+		add(actionRead, nil)
+	case opTest:
+		add(actionRead, []string{q.target.member})
+	case opReplace:
+		add(actionReplace, q.asked.adds)
+	default:
+		if len(q.asked.adds) > 0 {
+			add(actionAdd, q.asked.adds)
+		}
+		if len(q.asked.removes) > 0 {
+			add(actionRemove, q.asked.removes)
+		}
+	}
+	return names, members
+}
+
+// authorize asks policy about the request, the group being called group. The
+// first answer that is not allow ends it.
+func (h *Handler) authorize(ctx context.Context, q *request, group string) *problem {
+	if err := ldapgroup.ValidName(group); err != nil {
+		return engineProblem(err)
+	}
+	names, members := q.actions()
+	for i, name := range names {
+		d := h.decide(ctx, h.question(q, name, group, members[i]))
+		q.verdicts = append(q.verdicts, verdict{name, d})
+		switch d.Outcome {
+		case authz.Allow:
+		case authz.Deny:
+			return newProblem(http.StatusForbidden, codePolicyDenied, "policy does not allow %s here", name)
+		default:
+			return newProblem(http.StatusServiceUnavailable, codePolicyError, "policy cannot be asked now").because(d.Err).again()
+		}
+	}
+	return nil
+}
+
+// decide asks who decides now: this handler may have been replaced by a reload.
+func (h *Handler) decide(ctx context.Context, r *authz.Request) authz.Decision {
+	app := nowconnect.Current()
+	if app == nil {
+		return authz.Decision{Err: errNotInForce}
+	}
+	d := app.Decider(h.Connector)
+	if d == nil {
+		return authz.Decision{Err: errNoDecider}
+	}
+	return d.Decide(ctx, r)
+}
+
+// maxListed bounds the members that a question names; a PDP that must see more
+// can refuse by member_count.
+const maxListed = 100
+
+func (h *Handler) question(q *request, action, group string, members []string) *authz.Request {
+	p := map[string]any{"connector": h.name, "name": group}
+	if len(members) > 0 {
+		p["member_count"] = len(members)
+		list := make([]string, 0, min(len(members), maxListed))
+		for _, m := range members[:min(len(members), maxListed)] {
+			list = append(list, policyName(m))
+		}
+		p["members"] = list
+	}
+	r := &authz.Request{
+		Subject:  q.subject.Entity,
+		Action:   authz.Action{Name: action},
+		Resource: authz.Entity{Type: resourceGroup, ID: policyName(group), Properties: p},
+		Context: map[string]any{
+			"time": time.Now().UTC().Format(time.RFC3339), "cid": q.id, "source_ip": q.subject.ip,
+		},
+	}
+	if app := nowconnect.Current(); app != nil {
+		r.Context["hub"] = app.Name()
+	}
+	if q.asked.dryRun() {
+		r.Action.Properties = map[string]any{"dry_run": true}
+	}
+	if q.asked.replace.Force {
+		r.Action.Properties = map[string]any{"dry_run": q.asked.replace.DryRun, "force": true}
+	}
+	return r
+}
+
+// policyName writes a DN in the one form that policies see: types and values in
+// lower case, values with single spaces, nothing escaped that need not be. What
+// is no DN stays as it is.
+func policyName(s string) string {
+	dn, err := ldap.ParseDN(s)
+	if err != nil || len(dn.RDNs) == 0 {
+		return s
+	}
+	rdns := make([]string, 0, len(dn.RDNs))
+	for _, rdn := range dn.RDNs {
+		parts := make([]string, 0, len(rdn.Attributes))
+		for _, a := range rdn.Attributes {
+			parts = append(parts, strings.ToLower(a.Type)+"="+
+				ldap.EscapeDN(strings.Join(strings.Fields(strings.ToLower(a.Value)), " ")))
+		}
+		slices.Sort(parts)
+		rdns = append(rdns, strings.Join(parts, "+"))
+	}
+	return strings.Join(rdns, ",")
+}
+
+// resolve finds what the directory calls the group, and asks policy about that
+// name too where it is another: aliases of attribute types and what only the
+// directory knows to be equal must not lead around a rule.
+func (h *Handler) resolve(ctx context.Context, q *request) *problem {
+	g, err := h.backend.engine.Resolve(ctx, q.target.group)
+	if err != nil {
+		return engineProblem(err)
+	}
+	q.group = g
+	if policyName(g) == policyName(q.target.group) {
+		return nil
+	}
+	return h.authorize(ctx, q, g)
+}
