@@ -13,6 +13,7 @@ import (
 	_ "github.com/nowconnect/nowconnect/modules/agentendpoint"
 	_ "github.com/nowconnect/nowconnect/modules/health"
 	_ "github.com/nowconnect/nowconnect/modules/l4nowconnect"
+	_ "github.com/nowconnect/nowconnect/modules/ldapadmin"
 	_ "github.com/nowconnect/nowconnect/modules/linklistener"
 	_ "github.com/nowconnect/nowconnect/modules/metrics"
 	_ "github.com/nowconnect/nowconnect/modules/nowconnect"

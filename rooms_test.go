@@ -20,7 +20,7 @@ const module = "github.com/nowconnect/nowconnect"
 // floors only; rooms on one floor do not know each other. A name covers what
 // is below it too, the longest one counts.
 var house = [][]string{
-	{"internal/wire", "internal/authz", "internal/demodir", "internal/loglimit", "internal/ldapgroup"},
+	{"internal/wire", "internal/authz", "internal/demodir", "internal/loglimit", "internal/ldapgroup", "internal/groupapi"},
 	{"internal/tunnel", "internal/obs", "internal/rules", "internal/authzen"},
 	{"internal/hub", "internal/agent"},
 	{"modules/nowconnect"},

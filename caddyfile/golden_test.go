@@ -24,6 +24,7 @@ import (
 	_ "github.com/nowconnect/nowconnect/modules/agentendpoint"
 	_ "github.com/nowconnect/nowconnect/modules/health"
 	_ "github.com/nowconnect/nowconnect/modules/l4nowconnect"
+	"github.com/nowconnect/nowconnect/modules/ldapadmin"
 	_ "github.com/nowconnect/nowconnect/modules/linklistener"
 	_ "github.com/nowconnect/nowconnect/modules/metrics"
 	"github.com/nowconnect/nowconnect/modules/nowconnect"
@@ -125,6 +126,7 @@ func TestEveryOptionHasAGolden(t *testing.T) {
 	for _, m := range []map[string]option{app.options, app.repeatable, connectorParser(new(nowconnect.Connector)).options, audit.options} {
 		options = slices.AppendSeq(options, maps.Keys(m))
 	}
+	options = append(options, ldapadmin.Options()...)
 	options = append(options, "agent", "native_histograms", "max_handshakes", "nowconnect_agent", "nowconnect_health")
 	for _, o := range options {
 		if !regexp.MustCompile(`(?m)^\s*` + o + `\b`).MatchString(all) {

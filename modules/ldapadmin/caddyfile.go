@@ -1,7 +1,9 @@
 package ldapadmin
 
 import (
+	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -64,6 +66,14 @@ func (g *Group) options() map[string]option {
 		"max_removals": share(&g.MaxRemovals),
 		"placeholder":  text(&g.Placeholder),
 	}
+}
+
+// Options lists the options of the directive and of the blocks in it, for the
+// test that each has a golden file.
+func Options() []string {
+	names := slices.Sorted(maps.Keys(new(Handler).options()))
+	names = append(names, "group", "groups_below")
+	return slices.AppendSeq(names, maps.Keys(new(Group).options()))
 }
 
 // UnmarshalCaddyfile sets up the handler from Caddyfile tokens. Syntax:
