@@ -1,0 +1,132 @@
+package ldapadmin
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+// readRequest puts a request through what reads them.
+func readRequest(method, target, contentType, body string, header ...string) (asked, *problem) {
+	h := &Handler{MaxBody: 1 << 10}
+	h.setDefaults()
+	r := httptest.NewRequest(method, target, strings.NewReader(body))
+	if contentType != "" {
+		r.Header.Set("Content-Type", contentType)
+	}
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Add(header[i], header[i+1])
+	}
+	q := &request{Request: r}
+	var err error
+	if q.target, err = route("/ldap", method, r.URL); err != nil {
+		return asked{}, routeProblem(err)
+	}
+	return h.read(httptest.NewRecorder(), q)
+}
+
+const (
+	set = "/ldap/groups/cn=g/members"
+	one = set + "/uid=u"
+)
+
+func TestReadRequest(t *testing.T) {
+	a, p := readRequest("PATCH", set+"?dry_run=true", "application/json; charset=utf-8", ` {"remove":["c"],"add":["a","b\u00e9"]} `,
+		"If-Match", `"x"`, "Idempotency-Key", "k 1")
+	if p != nil {
+		t.Fatal(p)
+	}
+	if !slices.Equal(a.adds, []string{"a", "bé"}) || !slices.Equal(a.removes, []string{"c"}) || !a.dryRun() ||
+		a.change.IfMatch != `"x"` || a.key != "k 1" {
+		t.Errorf("%+v", a)
+	}
+	if a, p = readRequest("GET", set+"?cursor=x&limit=5", "", "", "If-Match", "ignored"); p != nil || a.read.Cursor != "x" || a.read.Limit != 5 {
+		t.Errorf("%+v %v", a, p)
+	}
+	if a, p = readRequest("PUT", set+"?force=true&dry_run=false", "application/json", `{"members":[]}`); p != nil || !a.replace.Force || a.dryRun() {
+		t.Errorf("%+v %v", a, p)
+	}
+}
+
+func TestReadRequestRefuses(t *testing.T) {
+	const js = "application/json"
+	for _, tt := range []struct {
+		method, target, contentType, body string
+		status                            int
+		code                              string
+	}{
+		{"GET", set + "?limit=0", "", "", 400, codeBadQuery},
+		{"GET", set + "?limit=10001", "", "", 400, codeBadQuery},
+		{"GET", set + "?dry_run=true", "", "", 400, codeBadQuery},
+		{"GET", set, "", "x", 400, codeBadBody},
+		{"PUT", one + "?dryrun=true", "", "", 400, codeBadQuery}, // must not write
+		{"PUT", one + "?dry_run=1", "", "", 400, codeBadQuery},
+		{"PUT", one + "?dry_run", "", "", 400, codeBadQuery},
+		{"PUT", one + "?dry_run=true&dry_run=false", "", "", 400, codeBadQuery},
+		{"PUT", one + "?dry_run=%zz", "", "", 400, codeBadQuery},
+		{"PUT", one + "?force=true", "", "", 400, codeBadQuery},
+		{"PUT", one, js, "{}", 400, codeBadBody},
+		{"DELETE", one, "", "x", 400, codeBadBody},
+		{"PATCH", set, "", `{"add":["a"]}`, 415, codeMediaType},
+		{"PATCH", set, "text/plain", `{"add":["a"]}`, 415, codeMediaType},
+		{"PATCH", set, js, `{"add":["` + strings.Repeat("a", 1<<10) + `"]}`, 413, codeTooLarge},
+		{"PATCH", set, js, ``, 400, codeBadBody},
+		{"PATCH", set, js, `[]`, 400, codeBadBody},
+		{"PATCH", set, js, `null`, 400, codeBadBody},
+		{"PATCH", set, js, `{}`, 400, codeBadBody},
+		{"PATCH", set, js, `{"add":[],"remove":[]}`, 400, codeBadBody},
+		{"PATCH", set, js, `{"add":null}`, 400, codeBadBody},
+		{"PATCH", set, js, `{"add":[null]}`, 400, codeBadBody},
+		{"PATCH", set, js, `{"add":"a"}`, 400, codeBadBody},
+		{"PATCH", set, js, `{"add":[1]}`, 400, codeBadBody},
+		{"PATCH", set, js, `{"Add":["a"]}`, 400, codeBadBody},
+		{"PATCH", set, js, `{"add":["a"],"add":["b"]}`, 400, codeBadBody},
+		{"PATCH", set, js, `{"add":["a"],"replace":["b"]}`, 400, codeBadBody},
+		{"PATCH", set, js, `{"add":["a"]}{}`, 400, codeBadBody},
+		{"PATCH", set, js, `{"add":["a"]`, 400, codeBadBody},
+		{"PUT", set, js, `{"members":["a"]}`, 428, codeNeedIfMatch},
+		{"PUT", set + "?force=true", js, `{}`, 400, codeBadBody},
+		{"PUT", set + "?force=true", js, `{"add":["a"]}`, 400, codeBadBody},
+	} {
+		_, p := readRequest(tt.method, tt.target, tt.contentType, tt.body)
+		if p == nil || p.Status != tt.status || p.Code != tt.code {
+			t.Errorf("%s %s %s: %v, want %d %s", tt.method, tt.target, tt.body, p, tt.status, tt.code)
+		}
+	}
+	if _, p := readRequest("PUT", set, js, `{"members":[]}`, "If-Match", `"x"`); p == nil || p.Code != codeEmptySet {
+		t.Errorf("an empty set: %v", p)
+	}
+	for _, tag := range []string{`x`, `""x`, `"a","b"`, `*`, `W/"a"`, `"`, `"` + strings.Repeat("a", 300) + `"`} {
+		if _, p := readRequest("PUT", one, "", "", "If-Match", tag); p == nil || p.Code != codeBadHeader {
+			t.Errorf("If-Match %s: %v", tag, p)
+		}
+	}
+	for _, key := range []string{"", "a\tb", "é", strings.Repeat("k", maxKey+1)} {
+		if _, p := readRequest("PUT", one, "", "", "Idempotency-Key", key); p == nil || p.Code != codeBadHeader {
+			t.Errorf("Idempotency-Key %q: %v", key, p)
+		}
+	}
+	if _, p := readRequest("PUT", one, "", "", "Idempotency-Key", "a", "Idempotency-Key", "b"); p == nil || p.Status != http.StatusBadRequest {
+		t.Errorf("two keys: %v", p)
+	}
+}
+
+// No body makes the reader panic, and what it accepts are strings of UTF-8.
+func FuzzDecodeLists(f *testing.F) {
+	f.Add([]byte(`{"add":["a"],"remove":["b"]}`))
+	f.Add([]byte("{\"add\":[\"\xff\"]}"))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var add, remove []string
+		if decodeLists(body, map[string]*[]string{"add": &add, "remove": &remove}) != nil {
+			return
+		}
+		for _, s := range append(add, remove...) {
+			if !utf8.ValidString(s) {
+				t.Errorf("%q gives %q", body, s)
+			}
+		}
+	})
+}
