@@ -60,6 +60,7 @@ func TestMetricsPage(t *testing.T) {
 	hub := obs.New(obs.Options{})
 	hub.Connector("addomain")
 	hub.Agent("premise-1")
+	hub.Membership("addomain")
 	agent := obs.NewAgentMetrics()
 	agent.Connector("addomain")
 	agent.LinkUp(0, false)

@@ -48,8 +48,9 @@ func init() {
 Starts everything that NowConnect is made of on this machine, on loopback
 addresses only: a directory with people and groups, an agent that knows where
 the directory is, and a hub that does not. The agent dials the hub over TLS;
-LDAP clients connect to the hub. Then it binds and searches through the tunnel
-as its own check, prints what it did and what to try next, and stays up until
+LDAP clients connect to the hub. Then it binds and searches through the tunnel,
+makes somebody a member of a group through the hub's HTTP API and looks whether
+LDAP shows it, prints what it did and what to try next, and stays up until
 Ctrl-C.
 
 The hub is this program running the configuration that --print-config shows.
@@ -112,7 +113,7 @@ func runDemo(ctx context.Context, restoreSignals func(), o demoOptions, out io.W
 // of a part.
 func (d *demo) serve(ctx context.Context, once bool) error {
 	d.say("NowConnect demo, all on this machine:\n")
-	for _, step := range []func(context.Context) error{d.startDirectory, d.startHub, d.startAgent, d.awaitReady, d.check} {
+	for _, step := range []func(context.Context) error{d.startDirectory, d.startHub, d.startAgent, d.awaitReady, d.check, d.checkMembership} {
 		if err := step(ctx); err != nil {
 			if ctx.Err() != nil {
 				return errInterrupted

@@ -147,8 +147,10 @@ func (d *demo) showNext() {
 	} else {
 		d.say("  ldapsearch -H ldap://%s -x -D %s -w %s -b %s '(title=Engineer)' cn mail memberOf\n",
 			d.ldapAddr, demodir.ReaderDN, demodir.ReaderPassword, demodir.PeopleDN)
-		d.say("  printf 'dn: %s\\nchangetype: modify\\nadd: member\\nmember: %s\\n' | ldapmodify -H ldap://%s -x -D %s -w %s\n",
-			demodir.GroupDN("vpn-users"), demodir.PersonDN("zoe"), d.ldapAddr, demodir.AdminDN, demodir.AdminPassword)
+		d.say("  export NOWCONNECT_API_URL=https://%s/ldap NOWCONNECT_API_CA=%s NOWCONNECT_API_USER=%s NOWCONNECT_API_PASSWORD_FILE=%s\n",
+			d.httpAddr, d.file("ca.crt"), demoCaller, d.file("api.password"))
+		d.say("  nowconnect group remove %s %s\n  nowconnect group members %[1]s\n",
+			demodir.GroupDN(demoGroup), demodir.PersonDN(demoMember))
 	}
 	d.say("  %s/metrics\n  %s/readyz\n", curl, curl)
 	d.say("Files of this run (configurations, logs, CA), until it stops: %s\n", d.dir)

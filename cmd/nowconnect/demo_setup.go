@@ -19,6 +19,8 @@ import (
 	"text/template"
 	"time"
 
+	"golang.org/x/crypto/bcrypt"
+
 	"github.com/nowconnect/nowconnect/internal/demodir"
 )
 
@@ -31,6 +33,8 @@ type demo struct {
 	httpAddr string // where agents connect; health and metrics too
 	target   string // the directory, as the agent dials it
 	external bool   // target came from --directory
+
+	callerHash string // of the API's caller's password
 
 	directory *demodir.Server // nil when external
 	hub       *part
@@ -70,11 +74,29 @@ func newDemo(o demoOptions, out io.Writer) (d *demo, err error) {
 	if err := d.write("agent.token", []byte(base64.RawURLEncoding.EncodeToString(token)+"\n")); err != nil {
 		return nil, err
 	}
+	if err := d.writePasswords(); err != nil {
+		return nil, err
+	}
 	caddyfile, err := d.render(hubTemplate)
 	if err != nil {
 		return nil, err
 	}
 	return d, d.write("Caddyfile", caddyfile)
+}
+
+// writePasswords makes the password for the API's caller, of which the hub sees
+// the hash, and writes down the one for the embedded directory.
+func (d *demo) writePasswords() error {
+	password := rand.Text()
+	hash, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.DefaultCost)
+	if err != nil {
+		return err
+	}
+	d.callerHash = string(hash)
+	if err := d.write("api.password", []byte(password+"\n")); err != nil {
+		return err
+	}
+	return d.write("ldap.password", []byte(demodir.AdminPassword+"\n"))
 }
 
 // remove takes away the files, secrets among them.
@@ -148,6 +170,19 @@ https://{{.HTTPAddr}} {
 	nowconnect_agent /tunnel
 	nowconnect_health
 	metrics /metrics
+{{- if .Embedded}}
+	basic_auth /ldap/* {
+		{{.Caller}} {{.CallerHash}}
+	}
+	ldap_admin {
+		connector {{.Connector}}
+		insecure_plaintext
+		bind_dn {{.AdminDN}}
+		bind_password "{file.{{.File "ldap.password"}}}"
+		groups_below {{.GroupsDN}}
+		members_below {{.PeopleDN}}
+	}
+{{- end}}
 }
 `))
 
@@ -182,6 +217,14 @@ func (v demoValues) LDAPAddr() string            { return v.d.ldapAddr }
 func (v demoValues) HTTPAddr() string            { return v.d.httpAddr }
 func (v demoValues) Target() string              { return v.d.target }
 func (v demoValues) DrainTimeout() time.Duration { return demoDrainTimeout }
+
+// Embedded: a directory that is not ours gets no API that could change it.
+func (v demoValues) Embedded() bool     { return !v.d.external }
+func (v demoValues) Caller() string     { return demoCaller }
+func (v demoValues) CallerHash() string { return v.d.callerHash }
+func (v demoValues) AdminDN() string    { return demodir.AdminDN }
+func (v demoValues) GroupsDN() string   { return demodir.GroupsDN }
+func (v demoValues) PeopleDN() string   { return demodir.PeopleDN }
 
 // File returns a path with forward slashes, which every platform takes and no
 // quoting changes.

@@ -67,6 +67,16 @@ var hubContract = map[string]family{
 	"nowconnect_tunnel_rtt_seconds":          {histogram, []string{"agent"}, nil},
 	"nowconnect_tunnel_reconnects_total":     {counter, []string{"agent", "reason"}, map[string][]string{"reason": words(wire.LinkReasons())}},
 	"nowconnect_tunnel_reauth_total":         {counter, []string{"agent", "result"}, map[string][]string{"result": reauthResults()}},
+	"nowconnect_ldap_membership_batch_total": {counter, []string{"action", "connector", "outcome"}, map[string][]string{
+		"action": {"add", "remove"}, "outcome": {"ok", "noop", "refused", "lost"}}},
+	"nowconnect_ldap_membership_values_total": {counter, []string{"action", "connector", "outcome"}, map[string][]string{
+		"action":  {"add", "remove"},
+		"outcome": {"added", "already_member", "removed", "not_member", "failed", "unknown", "skipped"}}},
+	"nowconnect_ldap_membership_batch_seconds": {histogram, []string{"action", "connector"}, map[string][]string{"action": {"add", "remove"}}},
+	"nowconnect_ldap_membership_errors_total": {counter, []string{"action", "code", "connector"}, map[string][]string{
+		"action": {"add", "remove"},
+		"code": {"1", "8", "10", "16", "17", "19", "20", "21", "32", "34", "49", "50", "51", "52", "53", "65", "68", "80", "122",
+			"other", "none"}}},
 }
 
 // reauthResults makes a new slice: checkContract sorts it in place.
@@ -214,6 +224,7 @@ func TestEverySeriesOfTheContractExistsAtZero(t *testing.T) {
 		m := New(Options{NativeHistograms: native})
 		m.Connector("addomain")
 		m.Agent("premise-1")
+		m.Membership("addomain")
 		got := gather(t, register(t, m.Collector(idleLive())))
 		checkContract(t, got, hubContract)
 		for name, f := range got {
@@ -303,6 +314,40 @@ func TestEachMethodMovesItsOwnSeries(t *testing.T) {
 				t.Errorf("moved %v, want %v", got, tt.moves)
 			}
 		})
+	}
+}
+
+func TestMembershipMovesItsOwnSeries(t *testing.T) {
+	const batches, values, seconds, errs = "nowconnect_ldap_membership_batch_total", "nowconnect_ldap_membership_values_total",
+		"nowconnect_ldap_membership_batch_seconds", "nowconnect_ldap_membership_errors_total"
+	for name, tt := range map[string]struct {
+		do    func(*Membership)
+		moves map[string]float64
+	}{
+		"ok":      {func(m *Membership) { m.Batch(false, 0, time.Second) }, map[string]float64{batches + " action add outcome ok": 1, seconds + " action add": 1}},
+		"no-op":   {func(m *Membership) { m.Batch(true, 16, time.Second) }, map[string]float64{batches + " action remove outcome noop": 1, seconds + " action remove": 1, errs + " action remove code 16": 1}},
+		"refused": {func(m *Membership) { m.Batch(false, 50, time.Second) }, map[string]float64{batches + " action add outcome refused": 1, seconds + " action add": 1, errs + " action add code 50": 1}},
+		"other":   {func(m *Membership) { m.Batch(false, 4242, time.Second) }, map[string]float64{batches + " action add outcome refused": 1, seconds + " action add": 1, errs + " action add code other": 1}},
+		"lost":    {func(m *Membership) { m.BatchLost(true, time.Second) }, map[string]float64{batches + " action remove outcome lost": 1, seconds + " action remove": 1, errs + " action remove code none": 1}},
+		"value":   {func(m *Membership) { m.Value(true, "not_member") }, map[string]float64{values + " action remove outcome not_member": 1}},
+		"no such": {func(m *Membership) { m.Value(true, "not a word") }, map[string]float64{}},
+	} {
+		m := New(Options{})
+		if m.Membership("other") == m.Membership("addomain") {
+			t.Fatal("two directories share a recorder")
+		}
+		tt.do(m.Membership("addomain"))
+		got := make(map[string]float64)
+		for family, f := range gather(t, register(t, m.Collector(&fakeLive{}))) {
+			for _, s := range f.GetMetric() {
+				if n := number(s); n != 0 {
+					got[seriesKey(family, s)] = n
+				}
+			}
+		}
+		if !maps.Equal(got, tt.moves) {
+			t.Errorf("%s: moved %v, want %v", name, got, tt.moves)
+		}
 	}
 }
 

@@ -35,6 +35,9 @@ var variables = map[string]variable{
 	"connector":    {cel.StringType, func(a *activation) (any, bool) { return a.r.Resource.ID, true }},
 	"subject_type": {cel.StringType, func(a *activation) (any, bool) { return a.r.Subject.Type, true }},
 	"subject_id":   {cel.StringType, func(a *activation) (any, bool) { return a.r.Subject.ID, true }},
+	"group":        {cel.StringType, resource("group", "")},
+	"members":      {cel.ListType(cel.StringType), resource("members", []string{})},
+	"member_count": {cel.IntType, resource("member_count", 0)},
 	"source_ip":    {ext.IPType, func(a *activation) (any, bool) { return a.source, a.source.IsValid() }},
 	"source_port": {cel.IntType, func(a *activation) (any, bool) {
 		port, ok := a.r.Context["source_port"].(int)
@@ -85,6 +88,19 @@ func property[T any](key string, empty T) func(*activation) (any, bool) {
 			return empty, true
 		}
 		v, told := a.r.Subject.Properties[key]
+		if !told {
+			return empty, true
+		}
+		t, ok := v.(T)
+		return t, ok
+	}
+}
+
+// resource reads what a request about a group says of it. A request to connect
+// has nothing of it.
+func resource[T any](key string, empty T) func(*activation) (any, bool) {
+	return func(a *activation) (any, bool) {
+		v, told := a.r.Resource.Properties[key]
 		if !told {
 			return empty, true
 		}

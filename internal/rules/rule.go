@@ -24,6 +24,12 @@ type Rule struct {
 	// Connectors names the connectors that the rule is about. Default: all.
 	Connectors []string `json:"connectors,omitempty"`
 
+	// Actions lists what the client wants to do: `connect`, and through the
+	// HTTP API for groups `group.members.read`, `group.members.add`,
+	// `group.members.remove` and `group.members.replace`. Default: for a rule
+	// that allows, `connect`; for one that denies, all.
+	Actions []string `json:"actions,omitempty"`
+
 	// Sources lists networks, or single addresses, that the client comes from.
 	Sources []string `json:"sources,omitempty"`
 

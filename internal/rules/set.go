@@ -132,6 +132,7 @@ type compiled struct {
 	id         string
 	deny       bool
 	connectors []string
+	actions    []string // nil: all
 	sources    []netip.Prefix
 	schedule   *schedule
 	sni        []hostPattern
@@ -164,6 +165,9 @@ func compile(r *Rule, knows func(string) bool) (*compiled, error) {
 		return nil, err
 	}
 	var err error
+	if c.actions, err = actionsOf(r); err != nil {
+		return nil, &FieldError{"actions", err}
+	}
 	if c.sources, err = parseSources(r.Sources); err != nil {
 		return nil, &FieldError{"sources", err}
 	}
@@ -188,6 +192,33 @@ func compile(r *Rule, knows func(string) bool) (*compiled, error) {
 		return nil, fieldErrorf("effect", "allow without a condition lets everybody in; if that is meant, write the sources 0.0.0.0/0 and ::/0")
 	}
 	return c, nil
+}
+
+// actions are all that there are.
+var actions = []string{
+	authz.ActionConnect, "group.members.read", "group.members.add", "group.members.remove", "group.members.replace",
+}
+
+// actionsOf returns what the rule is about; nil is everything.
+func actionsOf(r *Rule) ([]string, error) {
+	if r.Actions == nil {
+		if r.Effect == EffectAllow {
+			return []string{authz.ActionConnect}, nil
+		}
+		return nil, nil
+	}
+	if len(r.Actions) == 0 {
+		return nil, errors.New("empty list")
+	}
+	for i, a := range r.Actions {
+		if !slices.Contains(actions, a) {
+			return nil, fmt.Errorf("%q is not one of %q", a, actions)
+		}
+		if slices.Contains(r.Actions[:i], a) {
+			return nil, fmt.Errorf("%q twice", a)
+		}
+	}
+	return r.Actions, nil
 }
 
 func (c *compiled) compileNames(r *Rule, knows func(string) bool) error {
@@ -275,9 +306,6 @@ func (s *Set) Decide(r *authz.Request) authz.Decision {
 	if doubt != nil {
 		return s.inDoubt(doubt, r)
 	}
-	if r.Action.Name != authz.ActionConnect {
-		return d // what a rule allows is to connect
-	}
 	for _, c := range l.allow {
 		switch c.match(&f) {
 		case yes:
@@ -317,6 +345,9 @@ const (
 // only rules that otherwise apply shorten the lease.
 func (c *compiled) match(f *facts) verdict {
 	v := yes
+	if c.actions != nil && !slices.Contains(c.actions, f.r.Action.Name) {
+		return no
+	}
 	if c.sources != nil {
 		v = worse(v, f.fromAny(c.sources))
 	}

@@ -192,6 +192,46 @@ func TestObligations(t *testing.T) {
 	}
 }
 
+// A rule without actions allows to connect and nothing else, and denies
+// everything.
+func TestActions(t *testing.T) {
+	ask := func(s *Set, action, group string, members ...string) authz.Decision {
+		r := request("addomain", "10.1.2.3", nil)
+		r.Action.Name = action
+		if group != "" {
+			r.Resource.Properties = map[string]any{"group": group, "members": members, "member_count": len(members)}
+		}
+		return s.Decide(r)
+	}
+	s := mustCompile(t,
+		allow("all", Rule{Sources: everywhere}),
+		allow("adds", Rule{Sources: private, Actions: []string{"group.members.add"}, Expression: "group.endsWith(',ou=apps') && member_count < 2"}),
+		deny("boss", Rule{Expression: "'uid=boss' in members"}),
+		deny("no-replace", Rule{Actions: []string{"group.members.replace"}}))
+	for _, tt := range []struct {
+		action, group, member string
+		outcome               authz.Outcome
+		reason                string
+	}{
+		{"connect", "", "", authz.Allow, "all"},
+		{"group.members.add", "cn=a,ou=apps", "uid=u", authz.Allow, "adds"},
+		{"group.members.add", "cn=a,ou=other", "uid=u", authz.Deny, ReasonDefault},
+		{"group.members.add", "cn=a,ou=apps", "uid=boss", authz.Deny, "boss"},
+		{"group.members.remove", "cn=a,ou=apps", "uid=u", authz.Deny, ReasonDefault},
+		{"group.members.replace", "cn=a,ou=apps", "uid=u", authz.Deny, "no-replace"},
+		{"something.else", "", "", authz.Deny, ReasonDefault},
+	} {
+		if d := ask(s, tt.action, tt.group, tt.member); d.Outcome != tt.outcome || d.Reason != tt.reason {
+			t.Errorf("%s %s %s: %v %s %v", tt.action, tt.group, tt.member, d.Outcome, d.Reason, d.Err)
+		}
+	}
+	for _, actions := range [][]string{{}, {"add"}, {"connect", "connect"}} {
+		if err := Check(Rule{Effect: EffectDeny, Actions: actions}); err == nil {
+			t.Errorf("%q is taken", actions)
+		}
+	}
+}
+
 func TestErrorsSayWhatIsMissing(t *testing.T) {
 	for want, r := range map[string]Rule{
 		`rule "r" cannot be decided: the request does not tell the agent`:        {Agents: []string{"p-1"}},

@@ -25,8 +25,8 @@ func init() {
 // inside the process, or a URL. The policy (`pdp`) of the connector, or the
 // app's for a URL, is asked for every request, with the actions
 // `group.members.read`, `group.members.add`, `group.members.remove` and
-// `group.members.replace`, the resource type `group` and the authenticated
-// caller as subject. With a connector it is asked for each connection too, as
+// `group.members.replace`, the connector as resource with the group among its
+// properties, and the authenticated caller as subject. With a connector it is asked for each connection too, as
 // for any client: the subject is `ldap_admin` of type `service`, and the source
 // address 127.0.0.1.
 //

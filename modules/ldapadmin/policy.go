@@ -22,8 +22,9 @@ const (
 	actionReplace = "group.members.replace"
 )
 
-// resourceGroup is the type of the resource.
-const resourceGroup = "group"
+// resourceConnector is the type of the resource, as for connections. The group
+// is among its properties.
+const resourceConnector = "connector"
 
 // subject is who calls and from where.
 type subject struct {
@@ -99,7 +100,7 @@ func (h *Handler) decide(ctx context.Context, r *authz.Request) authz.Decision {
 const maxListed = 100
 
 func (h *Handler) question(q *request, action, group string, members []string) *authz.Request {
-	p := map[string]any{"connector": h.name, "name": group}
+	p := map[string]any{"group": policyName(group), "group_as_sent": q.target.group}
 	if len(members) > 0 {
 		p["member_count"] = len(members)
 		list := make([]string, 0, min(len(members), maxListed))
@@ -111,7 +112,7 @@ func (h *Handler) question(q *request, action, group string, members []string) *
 	r := &authz.Request{
 		Subject:  q.subject.Entity,
 		Action:   authz.Action{Name: action},
-		Resource: authz.Entity{Type: resourceGroup, ID: policyName(group), Properties: p},
+		Resource: authz.Entity{Type: resourceConnector, ID: h.name, Properties: p},
 		Context: map[string]any{
 			"time": time.Now().UTC().Format(time.RFC3339), "cid": q.id, "source_ip": q.subject.ip,
 		},

@@ -23,6 +23,7 @@ import (
 //		poll_interval <duration>
 //		allow [<id>] {
 //			connector  <name>...
+//			action     <action>...
 //			source     <network>|<address>...
 //			time       [<weekday>[-<weekday>]...] [<HH:MM>-<HH:MM>...]
 //			time_zone  <zone>
@@ -251,6 +252,7 @@ type optionReader struct {
 
 var options = map[string]optionReader{
 	"connector":  {field: "connectors", set: func(r *rules.Rule, args []string) { r.Connectors = args }},
+	"action":     {field: "actions", set: func(r *rules.Rule, args []string) { r.Actions = args }},
 	"source":     {field: "sources", set: func(r *rules.Rule, args []string) { r.Sources = args }},
 	"time":       {field: "times", set: func(r *rules.Rule, args []string) { r.Times = append(r.Times, timeOf(args)) }},
 	"time_zone":  {field: "time_zone", single: true, set: func(r *rules.Rule, args []string) { r.TimeZone = args[0] }},
