@@ -53,6 +53,7 @@ type siteOptions struct {
 	connectors []connector
 	hub        []string // further lines of the nowconnect block
 	globals    []string // further global options; $HTTPS is site.https
+	lines      []string // further lines of the site without TLS; $DIR is site.dir
 	process    bool     // the hub is a process of its own, bin/nowconnect
 	race       bool     // and built with the race detector
 	files      int      // and may have so many file descriptors; 0: as many as we
@@ -214,7 +215,11 @@ func (s *site) caddyfile() string {
 	}
 	p("\t}\n}")
 	const routes = "\tnowconnect_agent /tunnel\n\tnowconnect_health\n\tmetrics /metrics\n}"
-	p("http://:%s {\n\tbind 127.0.0.1\n%s", port(s.http), routes)
+	p("http://:%s {\n\tbind 127.0.0.1", port(s.http))
+	for _, line := range s.o.lines {
+		p("\t%s", strings.ReplaceAll(line, "$DIR", s.dir))
+	}
+	p(routes)
 	p("https://:%s {\n\tbind 127.0.0.1\n\ttls %s %s\n%s", port(s.https), s.cert.CertFile, s.cert.KeyFile, routes)
 	return b.String()
 }

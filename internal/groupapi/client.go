@@ -18,11 +18,16 @@ import (
 
 // Client talks to the API. It is safe for concurrent use.
 type Client struct {
-	base string
-	http *http.Client
-	auth func(*http.Request) error
-	wait func(ctx context.Context, d time.Duration) error
+	base  string
+	http  *http.Client
+	auth  func(*http.Request) error
+	tries int
+	wait  func(ctx context.Context, d time.Duration) error
 }
+
+// Once makes the client send each request one time only and leave it to the
+// caller to repeat it.
+func (c *Client) Once() { c.tries = 1 }
 
 // Bounds of the client.
 const (
@@ -48,7 +53,7 @@ func NewClient(base string, c *http.Client, auth func(*http.Request) error) (*Cl
 	if u.RawQuery != "" || u.Fragment != "" {
 		return nil, errors.New("the API's URL has a query or a fragment")
 	}
-	return &Client{base: strings.TrimSuffix(u.String(), "/"), http: c, auth: auth, wait: sleep}, nil
+	return &Client{base: strings.TrimSuffix(u.String(), "/"), http: c, auth: auth, tries: maxTries, wait: sleep}, nil
 }
 
 // redact takes out of a URL that cannot be used what may be a password.
@@ -180,10 +185,10 @@ func (c *Client) do(ctx context.Context, k *call) (http.Header, error) {
 	pause := firstPause
 	for try := 1; ; try++ {
 		h, err := c.once(ctx, k)
-		if err == nil || try == maxTries || ctx.Err() != nil {
+		if err == nil || try == c.tries || ctx.Err() != nil {
 			return h, err
 		}
-		asked, again := retry(err, h)
+		asked, again := retry(err)
 		if !again {
 			return h, err
 		}
@@ -196,21 +201,29 @@ func (c *Client) do(ctx context.Context, k *call) (http.Header, error) {
 
 // retry tells whether another try makes sense, and how soon. A request that was
 // not answered may have been carried out; to repeat it is harmless.
-func retry(err error, h http.Header) (time.Duration, bool) {
+func retry(err error) (time.Duration, bool) {
 	var p *Problem
 	var u *url.Error
 	switch {
 	case errors.As(err, &p):
 		switch p.Status {
 		case http.StatusConflict, http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-			s, err := strconv.Atoi(h.Get("Retry-After"))
-			return time.Duration(s) * time.Second, err == nil
+			return p.RetryAfter, p.RetryAfter > 0
 		}
 		return 0, false
 	case errors.As(err, &u), errors.Is(err, io.ErrUnexpectedEOF):
 		return 0, true
 	}
 	return 0, false
+}
+
+// retryAfter reads the header; 0 when there is none that makes sense.
+func retryAfter(h http.Header) time.Duration {
+	s, err := strconv.Atoi(h.Get("Retry-After"))
+	if err != nil || s < 0 || s > 1<<20 {
+		return 0
+	}
+	return time.Duration(s) * time.Second
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
@@ -272,6 +285,7 @@ func understand(resp *http.Response, body []byte, out any) error {
 		if err := json.Unmarshal(body, p); err != nil || p.Status == 0 {
 			return fmt.Errorf("the answer (%s) is a problem that makes no sense", resp.Status)
 		}
+		p.RetryAfter = retryAfter(resp.Header)
 		return p
 	case (resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusMultiStatus) && mt == TypeJSON:
 		if err := json.Unmarshal(body, out); err != nil {
@@ -282,6 +296,6 @@ func understand(resp *http.Response, body []byte, out any) error {
 	// Not from the API: from what stands in front of it, or from elsewhere.
 	return &Problem{
 		Type: "about:blank", Title: http.StatusText(resp.StatusCode), Status: max(resp.StatusCode, 1), Code: "not_from_api",
-		Detail: "the answer is not one of this API",
+		Detail: "the answer is not one of this API", RetryAfter: retryAfter(resp.Header),
 	}
 }

@@ -1,5 +1,7 @@
 package groupapi
 
+import "time"
+
 // Outcome is what became of one member in one request.
 type Outcome string
 
@@ -101,6 +103,9 @@ type Problem struct {
 	Diagnostic string `json:"diagnostic,omitempty"`
 	// Results tells about each member, when members were tried.
 	Results []Result `json:"results,omitempty"`
+
+	// RetryAfter is the header of that name, read by the client; 0 for none.
+	RetryAfter time.Duration `json:"-"`
 }
 
 // Media types.
