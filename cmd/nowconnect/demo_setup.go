@@ -180,6 +180,9 @@ https://{{.HTTPAddr}} {
 		bind_dn {{.AdminDN}}
 		bind_password "{file.{{.File "ldap.password"}}}"
 		groups_below {{.GroupsDN}}
+		group {{.OwnedDN}} {
+			replace
+		}
 		members_below {{.PeopleDN}}
 	}
 {{- end}}
@@ -225,6 +228,7 @@ func (v demoValues) CallerHash() string { return v.d.callerHash }
 func (v demoValues) AdminDN() string    { return demodir.AdminDN }
 func (v demoValues) GroupsDN() string   { return demodir.GroupsDN }
 func (v demoValues) PeopleDN() string   { return demodir.PeopleDN }
+func (v demoValues) OwnedDN() string    { return demodir.GroupDN("analysts") }
 
 // File returns a path with forward slashes, which every platform takes and no
 // quoting changes.

@@ -121,6 +121,7 @@ func testDemoStaysUp(t *testing.T, bin string) {
 			t.Errorf("%s:\n%s", command[1], got)
 		}
 	}
+	tryGroupCommands(t, bin, out)
 	c, err := net.Dial("tcp", ldapAddr)
 	if err != nil {
 		t.Fatal(err)

@@ -17,7 +17,7 @@ func (e *Engine) Resolve(ctx context.Context, group string) (canonical string, e
 	}
 	s := e.session(ctx)
 	defer s.close()
-	g, err := s.resolve(op, group)
+	g, _, err := s.resolve(op, group)
 	if err != nil {
 		return "", err
 	}

@@ -145,6 +145,7 @@ type Handler struct {
 	keeper   *keeper
 	places   chan struct{} // one per request being served
 	keeperID string        // empty until taken from the pool
+	names    names
 
 	cleanup sync.Once
 }

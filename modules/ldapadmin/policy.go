@@ -154,9 +154,13 @@ func policyName(s string) string {
 // name too where it is another: aliases of attribute types and what only the
 // directory knows to be equal must not lead around a rule.
 func (h *Handler) resolve(ctx context.Context, q *request) *problem {
-	g, err := h.backend.engine.Resolve(ctx, q.target.group)
-	if err != nil {
-		return engineProblem(err)
+	g, known := h.names.get(q.target.group)
+	if !known {
+		var err error
+		if g, err = h.backend.engine.Resolve(ctx, q.target.group); err != nil {
+			return engineProblem(err)
+		}
+		h.names.put(q.target.group, g)
 	}
 	q.group = g
 	if policyName(g) == policyName(q.target.group) {
