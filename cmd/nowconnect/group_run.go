@@ -62,6 +62,7 @@ const batchSize = 1000
 func (g *groupRun) change(ctx context.Context, group string, members []string, remove, dry bool) error {
 	total := groupapi.Answer{Group: group, DryRun: dry, Results: []groupapi.Result{}}
 	var failed error
+	g.show("0 of %d members", len(members))
 	for done := 0; done < len(members) && failed == nil; {
 		batch := members[done:min(done+batchSize, len(members))]
 		p := groupapi.Patch{Add: batch}

@@ -65,7 +65,7 @@ func tryGroupCommands(t *testing.T, bin, out string) {
 	table("would_add "+p("zoe")+" "+vpn+": 1 would_add (dry run: nothing was written)", 0, "add", vpn, p("zoe"), "--dry-run")
 	table("added "+p("zoe")+" already_member "+p("ada")+" "+vpn+": 1 added, 1 already_member", 0, "add", vpn, p("zoe"), p("ada"))
 	table("not_member "+p("alan")+" "+vpn+": 1 not_member", 0, "remove", vpn, p("alan"))
-	table("removed "+p("zoe")+" failed "+p("nobody,ou=x")+" forbidden "+vpn+": 1 removed, 1 failed", 5, "remove", vpn, p("zoe"), "uid=nobody,ou=x,ou=elsewhere")
+	table("removed "+p("zoe")+" failed uid=nobody,ou=x,ou=elsewhere forbidden "+vpn+": 1 removed, 1 failed", 5, "remove", vpn, p("zoe"), "uid=nobody,ou=x,ou=elsewhere")
 	members, _ := g.run(0, "", "members", vpn)
 	if want := demodir.Members("vpn-users"); strings.Count(members, "\n") != len(want) || !strings.Contains(members, p("hedy")+"\n") {
 		t.Errorf("members: %s", members)
