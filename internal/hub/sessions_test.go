@@ -411,3 +411,34 @@ func TestTargetThatRefusesIsTyped(t *testing.T) {
 	wantRST(t, cl)
 	w.wantMetric(1, "nowconnect_listener_errors_total", "connector", "dir", "type", "session")
 }
+
+// A client in this process talks over a pipe, whose end the hub can only take
+// for a half-close. The end of its life resets the session all the same.
+func TestLifeEndsASession(t *testing.T) {
+	w := newWorld(t, config(dir("a1")))
+	w.agent(login{id: "a1"})
+	ours, theirs := net.Pipe()
+	defer ours.Close()
+	life, end := context.WithCancel(t.Context())
+	out := make(chan Outcome, 1)
+	go func() {
+		out <- w.h.ServeClient(life, &Client{
+			Connector: "dir", Conn: theirs, Addr: netip.MustParseAddrPort("127.0.0.1:0"), Life: life,
+			Subject: &authz.Entity{Type: "service", ID: "ldap_admin"},
+		})
+	}()
+	if _, err := io.WriteString(ours, "ping"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(ours, make([]byte, 4)); err != nil {
+		t.Fatal(err)
+	}
+	end()
+	if o := recv(t, out); o.Reason != wire.ReasonRst || o.Message != "client is gone" || o.BytesC2A != 4 || o.BytesA2C != 4 {
+		t.Errorf("%+v", o)
+	}
+	if _, err := ours.Read(make([]byte, 1)); err == nil {
+		t.Error("the connection is still open")
+	}
+	w.wantMetric(0, "nowconnect_tcp_active_connections", "connector", "dir")
+}
