@@ -88,7 +88,8 @@ func TestClientRepeatsWhatMayBeRepeated(t *testing.T) {
 	if err != nil || len(a.Results) != 1 || a.Results[0].Changed != nil || a.Results[0].Outcome != Added {
 		t.Fatalf("%+v %v", a, err)
 	}
-	if len(s.requests()) != 4 || (*waits)[0] != 7*time.Second || len(*waits) != 3 {
+	// The transport by itself repeats what was hung up on, thanks to the key.
+	if len(s.requests()) != 4 || (*waits)[0] != 7*time.Second {
 		t.Errorf("%d requests, waited %v", len(s.requests()), *waits)
 	}
 	for i, r := range s.requests() {
