@@ -33,9 +33,6 @@ func (q *request) note(m *ldapgroup.MemberResult) {
 
 // audit writes the record that joins caller, decision, operation and outcome.
 func (h *Handler) audit(q *request, status int, p *problem) {
-	if q.target.op == opSpec && p == nil {
-		return
-	}
 	level := zapcore.InfoLevel
 	if p != nil {
 		level = zapcore.WarnLevel

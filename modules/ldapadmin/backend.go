@@ -24,8 +24,22 @@ type backend struct {
 	tunnel *tunnelDialer // nil with a URL
 	stats  *obs.Membership
 
-	mu    sync.Mutex
-	users int // 0: closed, or about to be
+	ctx    context.Context // ends when the backend closes
+	cancel context.CancelFunc
+
+	mu         sync.Mutex
+	users      int // 0: closed, or about to be
+	background sync.WaitGroup
+}
+
+// inBackground runs f until it returns, or until its context ends because the
+// backend closes, which waits for it.
+func (b *backend) inBackground(f func(context.Context)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.users > 0 {
+		b.background.Go(func() { f(b.ctx) })
+	}
 }
 
 // acquire takes a use. It is false once nobody has one.
@@ -48,7 +62,9 @@ func (b *backend) release() {
 	if !last {
 		return
 	}
+	b.cancel()
 	b.engine.Close()
+	b.background.Wait()
 	if b.tunnel != nil {
 		b.tunnel.close()
 	}
@@ -57,6 +73,7 @@ func (b *backend) release() {
 // newBackend makes the engine for a checked configuration.
 func (h *Handler) newBackend(app *nowconnect.App) (*backend, error) {
 	b := &backend{users: 1}
+	b.ctx, b.cancel = context.WithCancel(context.Background())
 	c := ldapgroup.Config{
 		Groups:        h.groupRules(),
 		MemberBases:   h.MemberBases,

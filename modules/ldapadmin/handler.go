@@ -216,7 +216,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.takeKeeper(); err != nil {
 		return err
 	}
-	if err := h.releaseOnExit(ctx); err != nil {
+	if err := h.watch(ctx); err != nil {
 		return err
 	}
 	if h.InsecureNoAuth {

@@ -112,6 +112,7 @@ func TestDirectoryOutOfReach(t *testing.T) {
 	hubtest.Eventually(t, "the new password is taken up", func() bool { return w.do(read).status == 200 })
 
 	w.d.Process.Kill()
+	w.reload(func(o *options) { o.lines = []string{"timeout 30s"} }) // enough to have tried several times
 	w.do(read).problem(t, 503, "unavailable")
 }
 
@@ -119,7 +120,7 @@ func TestNoAgent(t *testing.T) {
 	w := &world{Hub: hubtest.New(t), o: options{}, t: t}
 	w.d = newDirectory(t)
 	w.Write("ldap.password", w.d.ServicePassword+"\n")
-	w.o.lines = []string{"timeout 5s"}
+	w.o.lines = []string{"timeout 30s"}
 	w.Load(w.caddyfile())
 	read := request{method: "GET", path: path(w.group("team"))}
 	w.do(read).problem(t, 503, "unavailable")
@@ -129,6 +130,21 @@ func TestNoAgent(t *testing.T) {
 	stop := w.agent()
 	hubtest.Eventually(t, "it works with an agent", func() bool { return w.do(read).status == 200 })
 	stop()
+}
+
+// A configuration that does not fit the directory is in the log before the
+// first request, and one that does is too.
+func TestSelfCheck(t *testing.T) {
+	w := start(t, options{})
+	hubtest.Eventually(t, "the directory is checked", func() bool { return len(w.logged("directory checked")) > 1 })
+	if bad := w.logged("the directory is not as the configuration says"); len(bad) > 0 {
+		t.Errorf("%v", bad)
+	}
+	w.reload(func(o *options) { o.lines = []string{"members_below ou=nowhere,dc=example,dc=org"} })
+	hubtest.Eventually(t, "the mistake is found", func() bool {
+		bad := w.logged("the directory is not as the configuration says")
+		return len(bad) == 1 && bad[0]["what"] == "member_base" && bad[0]["target"] == "ou=nowhere,dc=example,dc=org" && bad[0]["level"] == "error"
+	})
 }
 
 // No secret is in a log or in the configuration that Caddy shows.
