@@ -11,8 +11,8 @@ require (
 	github.com/go-ldap/ldap/v3 v3.4.15
 	github.com/goccy/go-yaml v1.19.2
 	github.com/mholt/caddy-l4 v0.1.2
-	github.com/pb33f/libopenapi v0.41.3
-	github.com/pb33f/libopenapi-validator v0.16.0
+	github.com/pb33f/libopenapi v0.41.3 // tests only
+	github.com/pb33f/libopenapi-validator v0.16.0 // tests only: holds the membership API against its OpenAPI document
 	github.com/pires/go-proxyproto v0.15.0
 	github.com/prometheus/client_golang v1.25.0
 	github.com/prometheus/client_model v0.6.3

@@ -23,7 +23,7 @@ func TestExamples(t *testing.T) {
 	t.Setenv("XDG_DATA_HOME", dir)
 	t.Setenv("XDG_CONFIG_HOME", dir)
 	t.Setenv("PREMISE_2_TOKEN", "a-secret-of-enough-length-for-premise-2")
-	for _, name := range []string{"premise-1.token", "premise-2.token"} {
+	for _, name := range []string{"premise-1.token", "premise-2.token", "ldap.password"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte("a-secret-of-enough-length-"+name), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -41,6 +41,13 @@ func (h *Handler) audit(q *request, status int, p *problem) {
 	if e == nil {
 		return
 	}
+	suppressed := zap.Skip()
+	if p != nil && p.Code == codeUnauthenticated { // anybody can cause as many as they like
+		var ok bool
+		if suppressed, ok = h.unknown.Allow(); !ok {
+			return
+		}
+	}
 	f := []zap.Field{
 		zap.String("request", q.id), zap.String("method", q.Method), zap.String("connector", h.name),
 		zap.String("subject_type", q.subject.Type), zap.String("subject", q.subject.ID), zap.String("client", q.subject.ip),
@@ -72,7 +79,7 @@ func (h *Handler) audit(q *request, status int, p *problem) {
 			f = append(f, zap.NamedError("error", p.cause))
 		}
 	}
-	e.Write(f...)
+	e.Write(append(f, suppressed)...)
 }
 
 // decisionFields tell what policy said: the last answer, which is the one that

@@ -146,6 +146,7 @@ type Handler struct {
 	places   chan struct{} // one per request being served
 	keeperID string        // empty until taken from the pool
 	names    names
+	unknown  *nowconnect.LogLimiter // of callers that nobody knows
 
 	cleanup sync.Once
 }
@@ -209,6 +210,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.checkAuthentication(ctx); err != nil {
 		return err
 	}
+	h.unknown = nowconnect.NewLogLimiter(10, 50)
 	h.places = make(chan struct{}, h.MaxRequests)
 	if h.backend, err = h.newBackend(app); err != nil {
 		return err
