@@ -65,7 +65,7 @@ $(LINTER): tools/go.mod
 
 lint: $(LINTER) ## run the linters of .golangci.yml
 	@for dir in . tools bench; do echo "lint: $$dir"; \
-		(cd $$dir && CGO_ENABLED=0 GOFLAGS="$$GOFLAGS -trimpath" $(CURDIR)/$(LINTER) run ./...) || failed=1; \
+		(cd $$dir && CGO_ENABLED=0 GOFLAGS="$$GOFLAGS -trimpath" $(CURDIR)/$(LINTER) run --allow-parallel-runners ./...) || failed=1; \
 	done; test -z "$$failed"
 
 fuzz: ## run every fuzz target for FUZZTIME (60s)

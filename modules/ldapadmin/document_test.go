@@ -2,6 +2,7 @@ package ldapadmin_test
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
 	"os"
 	"slices"
@@ -177,4 +178,34 @@ func (w *world) plain(method, path string) reply {
 	}
 	req.SetBasicAuth(caller, password)
 	return w.send(req)
+}
+
+// Holding answers against the document is worth something only if it can fail.
+func TestTheDocumentRefuses(t *testing.T) {
+	req, err := http.NewRequest("GET", "http://x"+path("cn=g,dc=x", "uid=u,dc=x"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		status    int
+		mediaType string
+		body      string
+		ok        bool
+	}{
+		{200, "application/json", `{"group":"cn=g","member":"uid=u","is_member":true}`, true},
+		{200, "application/json", `{"group":"cn=g","member":"uid=u"}`, false},
+		{200, "application/json", `{"group":"cn=g","member":"uid=u","is_member":"yes"}`, false},
+		{200, "application/json", `{"group":"cn=g","member":"uid=u","is_member":true,"more":1}`, false},
+		{200, "text/plain", `{"group":"cn=g","member":"uid=u","is_member":true}`, false},
+		{418, "application/problem+json", `{"type":"about:blank","title":"x","status":418,"code":"busy"}`, false},
+		{404, "application/problem+json", `{"type":"about:blank","title":"x","status":404,"code":"group_not_found"}`, true},
+		{404, "application/problem+json", `{"type":"about:blank","title":"x","status":404,"code":"a_new_word"}`, false},
+	} {
+		resp := &http.Response{
+			StatusCode: tt.status, Header: http.Header{"Content-Type": {tt.mediaType}}, Body: io.NopCloser(strings.NewReader(tt.body)), Request: req,
+		}
+		if ok, errs := document().GetResponseBodyValidator().ValidateResponseBody(req, resp); ok != tt.ok {
+			t.Errorf("%d %s %s: %v %v", tt.status, tt.mediaType, tt.body, ok, errs)
+		}
+	}
 }

@@ -92,7 +92,12 @@ func (h *Handler) decide(ctx context.Context, r *authz.Request) authz.Decision {
 	if d == nil {
 		return authz.Decision{Err: errNoDecider}
 	}
-	return d.Decide(ctx, r)
+	asked := time.Now()
+	answer := d.Decide(ctx, r)
+	if h.Connector != "" { // with a URL there is no connector to count it for
+		app.Hub().Metrics().Connector(h.Connector).PDP(answer.Outcome, answer.Cached, time.Since(asked))
+	}
+	return answer
 }
 
 // maxListed bounds the members that a question names; a PDP that must see more

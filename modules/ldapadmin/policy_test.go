@@ -40,6 +40,9 @@ func TestPolicyDecidesEachAction(t *testing.T) {
 	if got := strings.Join(w.members(whole), " "); strings.Contains(got, u(9)) || !strings.Contains(got, u(1)) {
 		t.Errorf("%s", got)
 	}
+	if n := w.Metric(`nowconnect_pdp_decisions_total{connector="directory",result="deny"}`); n != 5 {
+		t.Errorf("%v denials counted", n)
+	}
 	// However the group's name is written, it is the same to the rule.
 	for _, name := range []string{"cn=team", "CN=TEAM", "cn = team ", `cn=\74eam`, "commonName=team", "2.5.4.3=team", "cn=te\\61m"} {
 		w.do(request{method: "PUT", path: path(name+","+w.d.GroupsDN, u(8))}).problem(t, 403, "policy_denied")

@@ -67,18 +67,18 @@ func certificateID(c *x509.Certificate) (id, source string) {
 	return "sha256:" + hex.EncodeToString(sum[:]), "fingerprint"
 }
 
-func ips(c *x509.Certificate) []string {
-	var out []string
-	for _, ip := range c.IPAddresses {
-		out = append(out, ip.String())
-	}
-	return out
-}
-
 func uris(c *x509.Certificate) []string {
 	var out []string
 	for _, u := range c.URIs {
 		out = append(out, u.String())
+	}
+	return out
+}
+
+func ips(c *x509.Certificate) []string {
+	var out []string
+	for _, ip := range c.IPAddresses {
+		out = append(out, ip.String())
 	}
 	return out
 }
