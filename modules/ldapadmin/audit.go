@@ -76,31 +76,34 @@ func (h *Handler) audit(q *request, status int, p *problem) {
 	if p != nil {
 		f = append(f, zap.String("code", p.Code))
 		if p.cause != nil {
-			f = append(f, zap.NamedError("error", p.cause))
+			f = append(f, zap.NamedError("failure", p.cause))
 		}
 	}
 	e.Write(append(f, suppressed)...)
 }
 
-// decisionFields tell what policy said: the last answer, which is the one that
-// counts, and the actions that it was asked about.
+// decisionFields tell what policy said, in the words of the hub's own records:
+// the last answer, which is the one that counts, and the actions that it was
+// asked about.
 func decisionFields(verdicts []verdict) []zap.Field {
 	if len(verdicts) == 0 {
-		return []zap.Field{zap.String("decision", "none")}
+		return nil
 	}
 	actions := make([]string, len(verdicts))
 	for i, v := range verdicts {
 		actions[i] = v.action
 	}
 	last := verdicts[len(verdicts)-1]
-	f := []zap.Field{
-		zap.Strings("actions", actions), zap.Stringer("decision", last.Outcome), zap.String("decision_reason", last.Reason),
+	f := []zap.Field{zap.Strings("actions", actions), zap.Stringer("outcome", last.Outcome)}
+	for _, text := range [][2]string{
+		{"decision_id", last.ID}, {"engine", last.Engine}, {"policy", last.Policy}, {"reason", last.Reason},
+	} {
+		if text[1] != "" {
+			f = append(f, zap.String(text[0], text[1]))
+		}
 	}
-	if last.Policy != "" {
-		f = append(f, zap.String("policy", last.Policy))
-	}
-	if last.Outcome == authz.Error && last.Err != nil {
-		f = append(f, zap.NamedError("decision_error", last.Err))
+	if last.Err != nil {
+		f = append(f, zap.NamedError("error", last.Err), zap.String("error_kind", string(authz.KindOf(last.Decision))))
 	}
 	return f
 }

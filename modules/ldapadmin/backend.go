@@ -111,8 +111,7 @@ func (h *Handler) setDirectory(c *ldapgroup.Config, b *backend, app *nowconnect.
 			return err
 		}
 		b.tunnel = &tunnelDialer{
-			hub: app.Hub(), connector: h.Connector, logger: h.logger,
-			refused: nowconnect.NewLogLimiter(1, 10), live: make(map[*tunnelConn]struct{}),
+			hub: app.Hub(), connector: h.Connector, live: make(map[*tunnelConn]struct{}),
 		}
 		c.Name, c.Dial, c.Security = h.Connector, b.tunnel.dial, securities[h.TLS]
 	} else {

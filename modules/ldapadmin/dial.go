@@ -35,8 +35,6 @@ const lingerTime = 5 * time.Second
 type tunnelDialer struct {
 	hub       *hub.Hub
 	connector string
-	refused   *nowconnect.LogLimiter
-	logger    *zap.Logger // when no app is in force
 
 	mu     sync.Mutex
 	live   map[*tunnelConn]struct{} // nil once closed
@@ -74,12 +72,10 @@ func (d *tunnelDialer) dial(context.Context) (net.Conn, error) {
 func (d *tunnelDialer) serve(life context.Context, c *tunnelConn, cl *hub.Client) {
 	defer d.serves.Done()
 	defer c.end()
-	o := d.hub.ServeClient(life, cl)
-	c.finish(o)
+	c.finish(d.hub.ServeClient(life, cl))
 	d.mu.Lock()
 	delete(d.live, c)
 	d.mu.Unlock()
-	d.log(o)
 }
 
 // close resets what is left and waits until it is gone.
@@ -91,29 +87,6 @@ func (d *tunnelDialer) close() {
 	d.live = nil
 	d.mu.Unlock()
 	d.serves.Wait()
-}
-
-// log writes the one line that a session gets, as layer 4 does for its own.
-func (d *tunnelDialer) log(o hub.Outcome) {
-	fields := []zap.Field{
-		zap.String("session", o.Session), zap.String("connector", d.connector),
-		zap.String("subject_type", selfSubject.Type), zap.String("subject", selfSubject.ID),
-		zap.Stringer("reason", o.Reason), zap.String("message", o.Message),
-		zap.Stringer("decision", o.Decision.Outcome), zap.String("decision_reason", o.Decision.Reason),
-		zap.String("agent", o.Agent), zap.Int64("bytes_c2a", o.BytesC2A), zap.Int64("bytes_a2c", o.BytesA2C),
-		zap.Duration("duration", o.Duration),
-	}
-	if o.Decision.Err != nil {
-		fields = append(fields, zap.NamedError("decision_error", o.Decision.Err))
-	}
-	log := auditLogger(d.logger)
-	if o.Reason == wire.ReasonFin || o.Reason == wire.ReasonRst {
-		log.Info("session ended", fields...)
-		return
-	}
-	if suppressed, ok := d.refused.Allow(); ok {
-		log.Warn("session of ldap_admin ended", append(fields, suppressed)...)
-	}
 }
 
 // auditLogger returns the logger "nowconnect.audit" of the configuration in

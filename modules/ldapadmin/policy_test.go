@@ -105,7 +105,7 @@ func TestAudit(t *testing.T) {
 	for i, want := range []map[string]any{
 		{
 			"level": "info", "logger": "nowconnect.audit", "method": "PATCH", "connector": "directory", "subject_type": "user", "subject": caller,
-			"client": "127.0.0.1", "group": whole, "canonical_group": whole, "status": 200.0, "decision": "allow", "decision_reason": "adder",
+			"client": "127.0.0.1", "group": whole, "canonical_group": whole, "status": 200.0, "outcome": "allow", "reason": "adder",
 			"added": 1.0, "already_member": 1.0, "actions": []any{"group.members.add"},
 			"members": []any{
 				map[string]any{"member": u(6), "action": "add", "outcome": "added", "changed": "true"},
@@ -113,7 +113,7 @@ func TestAudit(t *testing.T) {
 			},
 		},
 		{
-			"level": "warn", "logger": "nowconnect.audit", "method": "DELETE", "status": 403.0, "decision": "deny", "decision_reason": "default_deny",
+			"level": "warn", "logger": "nowconnect.audit", "method": "DELETE", "status": 403.0, "outcome": "deny", "reason": "default_deny",
 			"code": "policy_denied", "actions": []any{"group.members.remove"},
 		},
 	} {
