@@ -165,6 +165,23 @@ func TestWrongCredentialsAreShownRarely(t *testing.T) {
 	})
 }
 
+// An empty password is an anonymous bind, which succeeds, in disguise.
+func TestEmptyPasswordIsNotShown(t *testing.T) {
+	d := newFake()
+	empty := func(c *Config) {
+		c.Credentials = func(context.Context) (Credentials, error) { return Credentials{DN: "cn=service,dc=example"}, nil }
+	}
+	bubble(t, d, empty, func(t *testing.T, e *Engine) {
+		_, err := e.Change(context.Background(), fakeGroup, persons(1, 1), nil, ChangeOptions{})
+		if class(err) != ClassAccount || !strings.Contains(err.Error(), "password is empty") {
+			t.Errorf("got %v", err)
+		}
+		if n := len(d.saw("bind")); n != 0 {
+			t.Errorf("%d binds", n)
+		}
+	})
+}
+
 func TestDirectoryAway(t *testing.T) {
 	d := newFake()
 	bubble(t, d, nil, func(t *testing.T, e *Engine) {
