@@ -85,9 +85,9 @@ func engineProblem(err error) *problem {
 	}
 	switch p.Status {
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		p.again()
+		p = p.again()
 		if e.RetryAfter > 0 {
-			p.with("Retry-After", strconv.Itoa(e.RetryAfter))
+			p = p.with("Retry-After", strconv.Itoa(e.RetryAfter))
 		}
 	}
 	return p
@@ -143,7 +143,7 @@ func sameFailure(members []ldapgroup.MemberResult) *problem {
 	if first.Outcome == ldapgroup.Unknown {
 		p.Status, p.Title, p.Code = http.StatusGatewayTimeout, http.StatusText(http.StatusGatewayTimeout), codeUnknown
 		p.Detail = "the change was sent, and whether it was made cannot be found out now"
-		p.again()
+		p = p.again()
 	}
 	return p
 }

@@ -105,7 +105,7 @@ func routeProblem(err error) *problem {
 	}
 	p := newProblem(e.status, e.code, "%s", e.detail)
 	if e.allow != "" {
-		p.with("Allow", e.allow)
+		p = p.with("Allow", e.allow)
 	}
 	return p
 }
