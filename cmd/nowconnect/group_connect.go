@@ -134,8 +134,11 @@ func secret(value, file string) (string, error) {
 // safeFor refuses to send a credential in the clear over a network.
 func safeFor(raw string) error {
 	u, err := url.Parse(raw)
-	if err != nil || u.Scheme == "https" {
-		return nil // what cannot be parsed is refused by NewClient
+	if err != nil {
+		return errors.New("the API's URL makes no sense") // and may hold a password
+	}
+	if u.Scheme == "https" {
+		return nil
 	}
 	host := u.Hostname()
 	if a, err := netip.ParseAddr(host); host == "localhost" || err == nil && a.IsLoopback() {

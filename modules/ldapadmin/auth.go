@@ -114,11 +114,11 @@ type guard struct {
 }
 
 func (g *guard) routes(routes caddyhttp.RouteList) {
-	for i := range routes {
-		for _, raw := range routes[i].HandlersRaw {
+	for _, route := range routes {
+		for _, raw := range route.HandlersRaw {
 			g.raw(raw)
 		}
-		for _, handler := range routes[i].Handlers {
+		for _, handler := range route.Handlers {
 			g.provisioned(handler)
 		}
 	}
