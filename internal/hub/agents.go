@@ -84,11 +84,14 @@ func (h *Hub) ServeAgent(ctx context.Context, c tunnel.Carrier, id Identity, rem
 		log.Error("agent announces connectors that the configuration does not give it",
 			zap.Strings("refused", refused), zap.Strings("accepted", accepted))
 	}
-	if err := tunnel.Welcome(c, ack(cfg, l, accepted, refused)); err != nil {
-		return &tunnel.LinkError{Reason: wire.ReasonLinkLost, Err: err}
-	}
+	// Before the agent knows that it is connected, clients can be placed with it:
+	// whoever waits for the agent's word may dial at once.
 	if err := h.register(l); err != nil {
 		_ = tunnel.Refuse(c, err.Reason, err.Message)
+		return err
+	}
+	if err := l.Welcome(ack(cfg, l, accepted, refused)); err != nil {
+		h.unregister(l, err)
 		return err
 	}
 	log.Info("agent connected", zap.String("congestion_control", tunnel.CongestionControl(c)), zap.Int("link", hello.Link), zap.String("instance", hello.Instance),
@@ -140,6 +143,7 @@ func (h *Hub) newLink(cfg *Config, c tunnel.Carrier, hello wire.Hello, id Identi
 		tc.OnAuth = h.takeAuth(l)
 	}
 	l.Link = tunnel.NewHubLink(c, tc, hello.Window)
+	l.Hold()
 	return l
 }
 

@@ -115,6 +115,76 @@ func TestHandshakeIsBoundedInTime(t *testing.T) {
 	}
 }
 
+// atWelcome is a hub's carrier that calls f when HELLO_ACK is to be written.
+type atWelcome struct {
+	tunnel.Carrier
+	f func()
+}
+
+func (c *atWelcome) Write(p []byte) (int, error) {
+	if wire.ParseHeader(p).Type == wire.TypeHelloAck {
+		c.f()
+	}
+	return c.Carrier.Write(p)
+}
+
+// A client that comes while the agent's welcome is on its way is placed with
+// that agent, and its OPEN does not overtake the welcome.
+func TestClientDuringTheWelcome(t *testing.T) {
+	w := newWorld(t, config(dir("a1")))
+	a, h := tcpPair(t)
+	var c *client
+	hub := &atWelcome{Carrier: tunnel.NewNative(h, nil, nil)}
+	hub.f = func() {
+		c = w.client("dir", "10.0.0.1:1000")
+		eventually(t, "the client is placed or refused", func() bool { return w.perLink("a1")[0] == 1 || len(c.out) == 1 })
+	}
+	w.wg.Go(func() { _ = w.h.ServeAgent(context.Background(), hub, Identity{AgentID: "a1"}, "test") })
+	agent := tunnel.NewNative(a, nil, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if _, err := tunnel.SayHello(ctx, agent, wire.Hello{
+		Version: wire.Version, AgentID: "a1", Instance: "i", Connectors: []string{"dir"}, Window: tunnel.DefaultWindow,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	target := w.echo()
+	l := tunnel.NewAgentLink(agent, tunnel.Config{OnOpen: func(s *tunnel.Session) {
+		w.wg.Go(func() { serveTarget(s, target, nil) })
+	}})
+	w.wg.Go(func() { _ = l.Serve(context.Background()) })
+	c.mustEcho()
+	c.leave()
+	l.Close(wire.ReasonShutdown, "")
+}
+
+// An agent that is gone before its welcome takes nobody with it.
+func TestAgentGoneBeforeItsWelcome(t *testing.T) {
+	w := newWorld(t, config(dir("a1")))
+	a, h := tcpPair(t)
+	var c *client
+	hub := &atWelcome{Carrier: tunnel.NewNative(h, nil, nil)}
+	hub.f = func() {
+		c = w.client("dir", "10.0.0.1:1000")
+		eventually(t, "the client is placed", func() bool { return w.perLink("a1")[0] == 1 })
+		h.Close()
+	}
+	ended := make(chan error, 1)
+	w.wg.Go(func() { ended <- w.h.ServeAgent(context.Background(), hub, Identity{AgentID: "a1"}, "test") })
+	if _, err := tunnel.SayHello(t.Context(), tunnel.NewNative(a, nil, nil), wire.Hello{
+		Version: wire.Version, AgentID: "a1", Instance: "i", Connectors: []string{"dir"}, Window: tunnel.DefaultWindow,
+	}); err == nil {
+		t.Error("welcomed")
+	}
+	if r := linkReason(t, recv(t, ended)); r != wire.ReasonLinkLost {
+		t.Errorf("ended with %v", r)
+	}
+	c.want(wire.ReasonLinkLost)
+	if n := len(w.links("a1")); n != 0 {
+		t.Errorf("%d links left", n)
+	}
+}
+
 func TestNoAgentsBeforeTheFirstConfiguration(t *testing.T) {
 	w := newWorld(t, nil)
 	_, err := w.shake(&login{id: "a1"})

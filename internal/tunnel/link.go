@@ -119,6 +119,23 @@ func newLink(c Carrier, cfg Config) *Link {
 	return l
 }
 
+// Hold keeps all that the hub's end would write until Welcome: sessions may be
+// opened meanwhile, and their OPENs follow the HELLO_ACK. Call it before the link
+// is known to anybody else.
+func (l *Link) Hold() { l.out.hold() }
+
+// Welcome answers the agent's HELLO on a link that is held. When that fails the
+// link is over, with whatever was opened on it. Call it before Serve.
+func (l *Link) Welcome(a wire.HelloAck) error {
+	if err := Welcome(l.c, a); err != nil {
+		le := lost(err)
+		l.fail(le)
+		return le
+	}
+	l.out.release()
+	return nil
+}
+
 // Serve runs the link until it ends and returns why, always as a *[LinkError].
 // When ctx ends the link is closed with reason shutdown.
 func (l *Link) Serve(ctx context.Context) error {

@@ -210,13 +210,31 @@ func (w *sender) combineLocked(s *Session, gather bool) error {
 			w.dieLocked(err)
 		}
 	}
+	w.releaseLocked()
+	return w.dead
+}
+
+// hold keeps everybody from writing; release ends it.
+func (w *sender) hold() {
+	w.mu.Lock()
+	w.busy = true
+	w.mu.Unlock()
+}
+
+func (w *sender) release() {
+	w.mu.Lock()
+	w.releaseLocked()
+	w.mu.Unlock()
+}
+
+// releaseLocked ends the caller's turn, which others may have added to.
+func (w *sender) releaseLocked() {
 	if w.pendingLocked() && w.dead == nil {
 		w.kick() // busy stays set: it is the writer's now
-	} else {
-		w.busy = false
-		w.idle.Broadcast()
+		return
 	}
-	return w.dead
+	w.busy = false
+	w.idle.Broadcast()
 }
 
 func (w *sender) pendingLocked() bool {
