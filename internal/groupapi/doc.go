@@ -1,6 +1,6 @@
 // Package groupapi is the HTTP API for group memberships as its two ends see
-// it: the shapes of its requests and answers, and a client for them. The
-// server is modules/ldapadmin; the client serves the command line.
+// it: the shapes of its requests and answers, how what arrives is decoded, and
+// a client. The server is modules/ldapadmin; the client serves the command line.
 //
 // Invariants:
 //

@@ -1,8 +1,6 @@
 package ldapadmin
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -178,7 +176,7 @@ func (a *asked) parse(op operation, body []byte) error {
 	if op == opReplace {
 		fields = map[string]*[]string{"members": &a.adds}
 	}
-	if err := decodeLists(body, fields); err != nil {
+	if err := groupapi.DecodeLists(body, fields); err != nil {
 		return err
 	}
 	switch {
@@ -186,48 +184,6 @@ func (a *asked) parse(op operation, body []byte) error {
 		return errors.New("the body has no list members")
 	case op == opPatch && len(a.adds)+len(a.removes) == 0:
 		return errors.New("the body names nobody to add or remove")
-	}
-	return nil
-}
-
-// decodeLists reads an object of lists of strings. Unlike encoding/json alone
-// it refuses fields twice, in another case, null, and anything after the
-// object: what is misread here adds or removes somebody.
-func decodeLists(body []byte, fields map[string]*[]string) error {
-	d := json.NewDecoder(bytes.NewReader(body))
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return errors.New("the body is not a JSON object")
-	}
-	for d.More() {
-		t, err := d.Token()
-		if err != nil {
-			return errors.New("the body is not JSON")
-		}
-		name, _ := t.(string)
-		to := fields[name]
-		if to == nil {
-			return fmt.Errorf("the body has an unknown field %q", name)
-		}
-		if *to != nil {
-			return fmt.Errorf("the body has the field %q twice", name)
-		}
-		var list []*string
-		if err := d.Decode(&list); err != nil || list == nil {
-			return fmt.Errorf("the field %q is not a list of strings", name)
-		}
-		*to = make([]string, 0, len(list))
-		for _, s := range list {
-			if s == nil {
-				return fmt.Errorf("the field %q is not a list of strings", name)
-			}
-			*to = append(*to, *s)
-		}
-	}
-	if _, err := d.Token(); err != nil {
-		return errors.New("the body is not JSON")
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("the body goes on after the object")
 	}
 	return nil
 }

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"unicode/utf8"
 )
 
 // readRequest puts a request through what reads them.
@@ -112,21 +111,4 @@ func TestReadRequestRefuses(t *testing.T) {
 	if _, p := readRequest("PUT", one, "", "", "Idempotency-Key", "a", "Idempotency-Key", "b"); p == nil || p.Status != http.StatusBadRequest {
 		t.Errorf("two keys: %v", p)
 	}
-}
-
-// No body makes the reader panic, and what it accepts are strings of UTF-8.
-func FuzzDecodeLists(f *testing.F) {
-	f.Add([]byte(`{"add":["a"],"remove":["b"]}`))
-	f.Add([]byte("{\"add\":[\"\xff\"]}"))
-	f.Fuzz(func(t *testing.T, body []byte) {
-		var add, remove []string
-		if decodeLists(body, map[string]*[]string{"add": &add, "remove": &remove}) != nil {
-			return
-		}
-		for _, s := range append(add, remove...) {
-			if !utf8.ValidString(s) {
-				t.Errorf("%q gives %q", body, s)
-			}
-		}
-	})
 }

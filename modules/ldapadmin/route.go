@@ -1,11 +1,11 @@
 package ldapadmin
 
 import (
-	"errors"
 	"net/http"
 	"net/url"
 	"strings"
-	"unicode/utf8"
+
+	"github.com/nowconnect/nowconnect/internal/groupapi"
 )
 
 // operation is what a request asks for.
@@ -58,7 +58,7 @@ func route(prefix, method string, u *url.URL) (target, error) {
 	}
 	var t target
 	var err error
-	if t.group, err = segment(segments[1]); err != nil {
+	if t.group, err = groupapi.DecodeSegment(segments[1]); err != nil {
 		return target{}, badSegment("group", err)
 	}
 	if len(segments) == 3 {
@@ -66,7 +66,7 @@ func route(prefix, method string, u *url.URL) (target, error) {
 			http.MethodGet: opList, http.MethodPut: opReplace, http.MethodPatch: opPatch,
 		})
 	}
-	if t.member, err = segment(segments[3]); err != nil {
+	if t.member, err = groupapi.DecodeSegment(segments[3]); err != nil {
 		return target{}, badSegment("member", err)
 	}
 	return byMethod(t, method, map[string]operation{
@@ -93,46 +93,4 @@ func byMethod(t target, method string, ops map[string]operation) (target, error)
 
 func badSegment(what string, err error) *routeError {
 	return &routeError{status: http.StatusBadRequest, code: codeBadPath, detail: what + " in the path: " + err.Error()}
-}
-
-// maxSegment bounds a path segment as sent. Every byte of the longest DN may be
-// encoded as three.
-const maxSegment = 3 * maxDN
-
-// maxDN is the longest DN that the API takes, in bytes.
-const maxDN = 2048
-
-// segment decodes one path segment. What still looks encoded afterwards was
-// encoded twice, and guessing which layer is meant would be a way around the
-// allow-lists of whatever stands in front.
-func segment(s string) (string, error) {
-	if len(s) > maxSegment {
-		return "", errors.New("too long")
-	}
-	v, err := url.PathUnescape(s)
-	switch {
-	case err != nil:
-		return "", errors.New("not percent-encoded")
-	case v == "":
-		return "", errors.New("empty")
-	case !utf8.ValidString(v):
-		return "", errors.New("not UTF-8")
-	case encodedAgain(v):
-		return "", errors.New("percent-encoded twice")
-	}
-	return v, nil
-}
-
-// encodedAgain reports whether v holds a percent sign with two hex digits.
-func encodedAgain(v string) bool {
-	for i := 0; i+2 < len(v); i++ {
-		if v[i] == '%' && isHex(v[i+1]) && isHex(v[i+2]) {
-			return true
-		}
-	}
-	return false
-}
-
-func isHex(c byte) bool {
-	return '0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F'
 }

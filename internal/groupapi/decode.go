@@ -1,0 +1,96 @@
+package groupapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"unicode/utf8"
+)
+
+// MaxSegment bounds a path segment as sent, in bytes. Every byte of the longest
+// DN may be encoded as three.
+const MaxSegment = 3 * maxDN
+
+// maxDN is the longest DN that the API takes, in bytes.
+const maxDN = 2048
+
+// DecodeSegment decodes one path segment. What still looks encoded afterwards was
+// encoded twice, and guessing which layer is meant would be a way around the
+// allow-lists of whatever stands in front.
+func DecodeSegment(s string) (string, error) {
+	if len(s) > MaxSegment {
+		return "", errors.New("too long")
+	}
+	v, err := url.PathUnescape(s)
+	switch {
+	case err != nil:
+		return "", errors.New("not percent-encoded")
+	case v == "":
+		return "", errors.New("empty")
+	case !utf8.ValidString(v):
+		return "", errors.New("not UTF-8")
+	case encodedAgain(v):
+		return "", errors.New("percent-encoded twice")
+	}
+	return v, nil
+}
+
+// encodedAgain reports whether v holds a percent sign with two hex digits.
+func encodedAgain(v string) bool {
+	for i := 0; i+2 < len(v); i++ {
+		if v[i] == '%' && isHex(v[i+1]) && isHex(v[i+2]) {
+			return true
+		}
+	}
+	return false
+}
+
+func isHex(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F'
+}
+
+// DecodeLists reads an object of lists of strings into the fields of those
+// names; what the object does not have stays nil. Unlike encoding/json alone
+// it refuses fields twice, in another case, null, and anything after the
+// object: what is misread here adds or removes somebody.
+func DecodeLists(body []byte, fields map[string]*[]string) error {
+	d := json.NewDecoder(bytes.NewReader(body))
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return errors.New("the body is not a JSON object")
+	}
+	for d.More() {
+		t, err := d.Token()
+		if err != nil {
+			return errors.New("the body is not JSON")
+		}
+		name, _ := t.(string)
+		to := fields[name]
+		if to == nil {
+			return fmt.Errorf("the body has an unknown field %q", name)
+		}
+		if *to != nil {
+			return fmt.Errorf("the body has the field %q twice", name)
+		}
+		var list []*string
+		if err := d.Decode(&list); err != nil || list == nil {
+			return fmt.Errorf("the field %q is not a list of strings", name)
+		}
+		*to = make([]string, 0, len(list))
+		for _, s := range list {
+			if s == nil {
+				return fmt.Errorf("the field %q is not a list of strings", name)
+			}
+			*to = append(*to, *s)
+		}
+	}
+	if _, err := d.Token(); err != nil {
+		return errors.New("the body is not JSON")
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("the body goes on after the object")
+	}
+	return nil
+}

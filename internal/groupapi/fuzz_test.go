@@ -1,0 +1,47 @@
+package groupapi
+
+import (
+	"net/url"
+	"testing"
+	"unicode/utf8"
+)
+
+// Whatever is sent as a path segment, what comes out was decoded once, is
+// UTF-8, does not look encoded, and leads back to itself.
+func FuzzDecodeSegment(f *testing.F) {
+	for _, s := range []string{"cn=a%2Fb%5C%2Cc,ou=Z%C3%BCrich,dc=example", "cn=%2525", "%00", "%0D%0A", "..", "%FF", "a+b", "%"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, sent string) {
+		got, err := DecodeSegment(sent)
+		if err != nil {
+			return
+		}
+		if got == "" || !utf8.ValidString(got) || encodedAgain(got) || len(got) > MaxSegment {
+			t.Errorf("%q gives %q", sent, got)
+		}
+		if len(url.PathEscape(got)) > MaxSegment {
+			return
+		}
+		if again, err := DecodeSegment(url.PathEscape(got)); err != nil || again != got {
+			t.Errorf("%q gives %q, and that %q, %v", sent, got, again, err)
+		}
+	})
+}
+
+// No body makes the reader panic, and what it accepts are strings of UTF-8.
+func FuzzDecodeLists(f *testing.F) {
+	f.Add([]byte(`{"add":["a"],"remove":["b"]}`))
+	f.Add([]byte("{\"add\":[\"\xff\"]}"))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var add, remove []string
+		if DecodeLists(body, map[string]*[]string{"add": &add, "remove": &remove}) != nil {
+			return
+		}
+		for _, s := range append(add, remove...) {
+			if !utf8.ValidString(s) {
+				t.Errorf("%q gives %q", body, s)
+			}
+		}
+	})
+}
