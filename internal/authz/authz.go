@@ -89,7 +89,8 @@ type Decision struct {
 	ID string
 	// Cached reports that no engine ran for this answer.
 	Cached bool
-	// Err is set when Outcome is Error.
+	// Err is set when Outcome is Error, and when it is Allow only because the
+	// configuration says so of errors (on_error allow).
 	Err error
 }
 

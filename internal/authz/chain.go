@@ -16,7 +16,8 @@ var errNobody = errors.New("nobody decides")
 //     earlier error.
 //   - When all allow, the last one's answer is the answer, with the shortest
 //     of all leases and the smallest bound of each obligation, and it is Cached
-//     only if all were.
+//     only if all were. An Err of any, which says that it allows although it
+//     could not ask, is in the answer.
 //   - A chain of none is an error.
 func Chain(deciders ...Decider) Decider {
 	if len(deciders) == 1 {
@@ -81,6 +82,9 @@ func bothAllow(earlier, later Decision) Decision {
 	later.MaxDuration = smaller(later.MaxDuration, earlier.MaxDuration)
 	later.MaxBytes = smaller(later.MaxBytes, earlier.MaxBytes)
 	later.Cached = later.Cached && earlier.Cached
+	if later.Err == nil {
+		later.Err = earlier.Err
+	}
 	return later
 }
 

@@ -13,6 +13,8 @@ func TestChain(t *testing.T) {
 	}
 	deny := Decision{Outcome: Deny, Reason: "no", Cached: true}
 	fail := Fail(KindTimeout, errors.New("late"))
+	open := Decision{Outcome: Allow, Reason: "on_error allow", Err: fail.Err} // nobody could be asked
+	openTo := func(d Decision) Decision { d.Err = fail.Err; return d }
 	for name, c := range map[string]struct {
 		answers []Decision
 		want    Decision
@@ -24,6 +26,8 @@ func TestChain(t *testing.T) {
 		"one was asked":       {[]Decision{allow("a", 0, false), allow("b", 0, true)}, allow("b", 0, false), 2},
 		"shortest lease":      {[]Decision{allow("a", 3, true), allow("b", 0, true), allow("c", 5, true)}, allow("c", 3, true), 3},
 		"own lease":           {[]Decision{allow("a", 0, true), allow("b", 5, true)}, allow("b", 5, true), 2},
+		"open stays open":     {[]Decision{open, allow("b", 0, true)}, openTo(allow("b", 0, false)), 2},
+		"opens later":         {[]Decision{allow("a", 5, true), open}, Decision{Outcome: Allow, Reason: open.Reason, Err: fail.Err, Lease: 5}, 2},
 		"deny ends":           {[]Decision{deny, allow("b", 0, false)}, deny, 1},
 		"deny later":          {[]Decision{allow("a", 3, false), deny, fail}, deny, 2},
 		"error ends":          {[]Decision{fail, allow("b", 0, false)}, fail, 1},

@@ -49,8 +49,8 @@ const (
 	// maxJitter bounds how much before its end a lease is renewed: up to a
 	// tenth of it, so that sessions that came together do not stay together.
 	maxJitter = 30 * time.Second
-	// provisional is the lease of a permit that was given because policy could
-	// not be asked (on_error allow).
+	// provisional is the longest lease of a permit that was given because policy
+	// could not be asked (on_error allow).
 	provisional = DefaultGrace
 )
 
@@ -173,7 +173,7 @@ func (h *Hub) due() (over []ending, more bool) {
 func (h *Hub) grantLocked(s *session, d authz.Decision, asked time.Time) {
 	p := &s.permit
 	p.lease, p.life, p.grace, p.cause = 0, 0, 0, causeNone
-	if d.Err != nil && d.Lease == 0 {
+	if d.Err != nil && (d.Lease == 0 || d.Lease > provisional) {
 		d.Lease = provisional
 	}
 	if d.Lease > 0 {
