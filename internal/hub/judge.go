@@ -205,8 +205,8 @@ func (h *Hub) renewLocked(k *Connector, s *session, d authz.Decision, asked time
 		return refusal(d)
 	}
 	now, p := h.leases.now(), &s.permit
-	if p.grace == 0 {
-		p.grace = now + max(0, k.Grace)
+	if end := now + max(0, k.Grace); p.grace == 0 || end < p.grace { // the latter after a reload
+		p.grace = end
 	}
 	if now >= p.grace {
 		s.decision = d

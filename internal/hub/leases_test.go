@@ -176,19 +176,49 @@ func TestDenialAfterAGraceKeepsItsCause(t *testing.T) {
 	cl.want(wire.ReasonDenied)
 }
 
-// A permit that was given because nobody could be asked is asked about again.
+// A permit that was given because nobody could be asked is asked about again,
+// whatever others who were asked too say about how long it holds.
 func TestProvisionalPermitHasALease(t *testing.T) {
-	w := newWorld(t, config(with(dir("a1"), says(authz.Decision{Outcome: authz.Allow, Reason: "on_error allow", Err: errors.New("down")}))))
+	open := says(authz.Decision{Outcome: authz.Allow, Reason: "on_error allow", Err: errors.New("down")})
+	for name, d := range map[string]authz.Decider{
+		"alone":         open,
+		"before rules":  authz.Chain(open, says(allow())),
+		"after a lease": authz.Chain(says(leased(time.Hour)), open),
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, config(with(dir("a1"), d)))
+			w.agent(login{id: "a1"})
+			cl := w.dial()
+			w.h.mu.Lock()
+			for s := range w.h.connectors["dir"].sessions {
+				if left := s.permit.lease - w.h.leases.now(); left <= 0 || left > provisional {
+					t.Errorf("it holds for %s", left)
+				}
+			}
+			w.h.mu.Unlock()
+			cl.leave()
+		})
+	}
+}
+
+// A reload that shortens the grace holds for sessions that are in one, and does
+// not make the hub spin.
+func TestGraceIsShortened(t *testing.T) {
+	d := says(allow())
+	cfg := config(graced(with(dir("a1"), d), time.Hour))
+	w := newWorld(t, cfg)
 	w.agent(login{id: "a1"})
 	cl := w.dial()
-	w.h.mu.Lock()
-	for s := range w.h.connectors["dir"].sessions {
-		if left := s.permit.lease - w.h.leases.now(); left <= 0 || left > provisional {
-			t.Errorf("it holds for %s", left)
-		}
+	d.say(down)
+	w.h.PolicyChanged(cfg, "dir")
+	eventually(t, "the grace begins", func() bool { return d.asked.Load() >= 2 })
+	cl.mustEcho()
+	asked := d.asked.Load()
+	w.h.Apply(config(graced(with(dir("a1"), d), -1)))
+	cl.want(wire.ReasonPDPError)
+	if n := d.asked.Load() - asked; n > 5 {
+		t.Errorf("asked %d times", n)
 	}
-	w.h.mu.Unlock()
-	cl.leave()
 }
 
 func TestMaxDuration(t *testing.T) {
