@@ -190,8 +190,8 @@ func (h *Hub) lockIfValid(id *Identity) bool {
 }
 
 // register makes the link eligible and lets it take the place of older ones:
-// of the same instance and slot at once, or with a handover as soon as their
-// sessions are over; of another instance likewise.
+// of the same instance and slot at once, or as soon as their sessions are over
+// if there is a handover or was one before; of another instance likewise.
 func (h *Hub) register(l *link) *tunnel.LinkError {
 	if !h.lockIfValid(l.identity.Load()) {
 		return &tunnel.LinkError{Reason: wire.ReasonRevoked, Message: "credential is no longer valid"}
@@ -212,7 +212,7 @@ func (h *Hub) register(l *link) *tunnel.LinkError {
 				older = append(older, o)
 			}
 		case o.hello.Link != l.hello.Link:
-		case l.hello.Handover:
+		case l.hello.Handover, o.handed.Load(): // one that was handed over before is leaving by itself
 			handover.takeLocked(h, o, l)
 		default:
 			o.retired = true

@@ -174,8 +174,9 @@ const maxHanded = 8
 
 const handedOver = "another link took this one's place with a new credential"
 
-// handover is what a login with Hello.Handover does to the links that had its
-// place. What proved the new link proves them too: only their own process knows
+// handover is what a login does to the links that it leaves to end by
+// themselves: with Hello.Handover those that had its place, and in any case those
+// that another one had taken it from like that. What proved the new link proves them too: only their own process knows
 // the instance, and it asked for it.
 type handover struct {
 	old []*link // in the order of their logins
@@ -206,6 +207,6 @@ func (v *handover) finish(h *Hub, fresh *link) {
 		default:
 		}
 	}
-	h.logger().Info("agent hands a link over to a new one", zap.String("agent", fresh.hello.AgentID), zap.Int("link", fresh.hello.Link),
+	h.logger().Info("agent's links that were handed over go on with the credential of a new one", zap.String("agent", fresh.hello.AgentID), zap.Int("link", fresh.hello.Link),
 		zap.Time("expires", fresh.identity.Load().Expires), zap.Int("links_before", len(v.old)), zap.Int("sessions_ended", len(v.cut)))
 }

@@ -440,6 +440,29 @@ func TestHandoversAreBounded(t *testing.T) {
 	})
 }
 
+// TestHandedOverLinkOutlivesItsSuccessor: when the new link is lost and made
+// again, the sessions on the old one have nothing to do with that. The
+// credential that the agent comes back with counts for them too.
+func TestHandedOverLinkOutlivesItsSuccessor(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bubble) {
+		b.join(Identity{Bound: true, Expires: time.Now().Add(time.Minute)}, nil)
+		kept, lost := b.call("dir"), b.call("other")
+		kept.works()
+		lost.works()
+		fresh := b.join(Identity{Bound: true, Expires: time.Now().Add(time.Hour)}, func(h *wire.Hello) { h.Handover = true })
+		fresh.Close(wire.ReasonShutdown, "test")
+		b.join(Identity{Bound: true, Connectors: []string{"dir"}}, nil)
+		time.Sleep(2 * time.Hour)
+		kept.works()
+		lost.want(wire.ReasonRevoked)
+		kept.leave()
+		time.Sleep(time.Second)
+		if l := b.links("a1"); len(l) != 1 {
+			t.Errorf("links %+v", l)
+		}
+	})
+}
+
 // TestHandoverIsNotForOthers: another process's links are retired as ever, and
 // the handover does not lengthen their credential.
 func TestHandoverIsNotForOthers(t *testing.T) {
