@@ -180,6 +180,9 @@ func (h *Hub) decide(ctx context.Context, s *session, q *question, agent string)
 	q.asked = time.Now()
 	q.answer = s.number(q.k.Decider.Decide(ctx, r))
 	q.took = time.Since(q.asked)
+	if life := s.client.Life; life != nil && life.Err() != nil {
+		s.end(wire.ReasonRst, clientGone) // its watcher may not have run yet, and policy is not to blame
+	}
 	s.conn.stats.PDP(q.answer.Outcome, q.answer.Cached, q.took)
 	s.decision = q.answer
 	return refusal(q.answer)

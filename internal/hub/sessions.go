@@ -91,6 +91,8 @@ func (s *session) server() string {
 	return ""
 }
 
+const clientGone = "client is gone"
+
 // ServeClient judges a connection, places it with an agent, and moves its
 // bytes until it is over. It closes cl.Conn in the way that the outcome calls
 // for. ctx bounds the decision and the placement, not the session.
@@ -113,7 +115,7 @@ func (h *Hub) ServeClient(ctx context.Context, cl *Client) Outcome {
 	defer cancel()
 	s := &session{name: h.sessionName(), conn: c, client: cl, started: started, sampled: h.audit.Load().sample(), cancel: cancel}
 	if cl.Life != nil {
-		defer context.AfterFunc(cl.Life, func() { s.end(wire.ReasonRst, "client is gone") })()
+		defer context.AfterFunc(cl.Life, func() { s.end(wire.ReasonRst, clientGone) })()
 	}
 	out := Outcome{Session: s.name}
 	if v := h.admit(s, k); v != nil {

@@ -442,3 +442,28 @@ func TestLifeEndsASession(t *testing.T) {
 	}
 	w.wantMetric(0, "nowconnect_tcp_active_connections", "connector", "dir")
 }
+
+// A client that goes while policy thinks is no fault of policy's, whichever of
+// its two contexts is noticed first.
+func TestLifeEndsWhilePolicyThinks(t *testing.T) {
+	thinks := make(chan struct{})
+	w := newWorld(t, config(with(dir("a1"), authz.DeciderFunc(func(ctx context.Context, _ *authz.Request) authz.Decision {
+		thinks <- struct{}{}
+		<-ctx.Done()
+		return authz.Fail(authz.KindTimeout, ctx.Err())
+	}))))
+	for range 200 {
+		life, end := context.WithCancel(t.Context())
+		_, theirs := net.Pipe()
+		out := make(chan Outcome, 1)
+		go func() {
+			out <- w.h.ServeClient(life, &Client{Connector: "dir", Conn: theirs, Addr: netip.MustParseAddrPort("127.0.0.1:0"), Life: life})
+		}()
+		<-thinks
+		end()
+		if o := recv(t, out); o.Reason != wire.ReasonRst {
+			t.Fatalf("ended with %v (%s)", o.Reason, o.Message)
+		}
+	}
+	w.wantMetric(0, "nowconnect_listener_errors_total", "connector", "dir", "type", "pdp")
+}
