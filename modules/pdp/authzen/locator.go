@@ -83,7 +83,9 @@ func newDiscovery(c *client, id *url.URL, insecure bool) *discovery {
 	return d
 }
 
-// locate keeps using what it has found when a later look fails.
+// locate keeps using what it has found when a later look fails. That takes half
+// of the time left at most, so that this question and those that wait for its
+// turn to end can still be asked.
 func (d *discovery) locate(ctx context.Context) (place, error) {
 	select {
 	case <-d.turn:
@@ -94,7 +96,12 @@ func (d *discovery) locate(ctx context.Context) (place, error) {
 	if d.found.single != "" && time.Now().Before(d.until) {
 		return d.found, nil
 	}
-	found, err := d.look(ctx)
+	looking, cancel := ctx, context.CancelFunc(func() {})
+	if deadline, ok := ctx.Deadline(); ok && d.found.single != "" {
+		looking, cancel = context.WithTimeout(ctx, time.Until(deadline)/2)
+	}
+	defer cancel()
+	found, err := d.look(looking)
 	switch {
 	case err == nil:
 		d.found, d.until = found, time.Now().Add(metadataAge)

@@ -207,4 +207,21 @@ func TestDiscovery(t *testing.T) {
 	if d := ask(a, "192.0.2.2", 1); d.Outcome != authz.Allow || metadata != 1 {
 		t.Errorf("%+v after %d looks", d, metadata)
 	}
+	// Also when it only keeps us waiting: the question that looks has time left.
+	a = provision(t, &AuthZEN{Discover: p.URL, Timeout: caddy.Duration(2 * time.Second)})
+	serve(document(p.URL, p.URL))
+	if d := ask(a, "192.0.2.1", 1); d.Outcome != authz.Allow {
+		t.Errorf("%+v", d)
+	}
+	a.client.where.(*discovery).until = time.Time{}
+	p.set(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet {
+			<-r.Context().Done()
+			return
+		}
+		answers(200, `{"decision":true}`)(w, r)
+	})
+	if d := ask(a, "192.0.2.2", 1); d.Outcome != authz.Allow {
+		t.Errorf("%+v", d)
+	}
 }
