@@ -21,8 +21,8 @@ const (
 	// that takes 64 at a time answers in four round trips: those of new clients
 	// do not wait long behind them.
 	judgeAtOnce = 64
-	// judgeTimeout bounds the questions of one batch. A Decider has its own
-	// timeout; this is for one that forgets it.
+	// judgeTimeout bounds the questions of one batch, and those about one new
+	// client. A Decider has its own timeout; this is for one that forgets it.
 	judgeTimeout = 30 * time.Second
 )
 

@@ -102,3 +102,19 @@ func TestHungPolicyHoldsUpNoOther(t *testing.T) {
 		c.leave()
 	}
 }
+
+// A policy engine without a time limit of its own holds no client for ever.
+func TestPolicyThatNeverAnswers(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bubble) {
+		b.h.Apply(config(with(dir("a1"), authz.DeciderFunc(func(ctx context.Context, _ *authz.Request) authz.Decision {
+			<-ctx.Done()
+			return authz.Fail(authz.KindTimeout, ctx.Err())
+		}))))
+		b.join(Identity{}, nil)
+		began := time.Now()
+		b.call("dir").want(wire.ReasonPDPError)
+		if took := time.Since(began); took != judgeTimeout {
+			t.Errorf("after %v", took)
+		}
+	})
+}

@@ -95,7 +95,8 @@ const clientGone = "client is gone"
 
 // ServeClient judges a connection, places it with an agent, and moves its
 // bytes until it is over. It closes cl.Conn in the way that the outcome calls
-// for. ctx bounds the decision and the placement, not the session.
+// for. ctx bounds the decision and the placement, not the session; so does half
+// a minute.
 func (h *Hub) ServeClient(ctx context.Context, cl *Client) Outcome {
 	started := time.Now()
 	c, k := h.lookup(ctx, cl.Connector)
@@ -111,7 +112,7 @@ func (h *Hub) ServeClient(ctx context.Context, cl *Client) Outcome {
 		ep.Watch, ep.Farewell = w, w.farewell
 	}
 	c.stats.Accepted()
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithTimeout(ctx, judgeTimeout)
 	defer cancel()
 	s := &session{name: h.sessionName(), conn: c, client: cl, started: started, sampled: h.audit.Load().sample(), cancel: cancel}
 	if cl.Life != nil {
@@ -190,6 +191,7 @@ func (h *Hub) dismiss(s *session) {
 // carry decides, places and runs an admitted session, and closes ep.
 func (h *Hub) carry(ctx context.Context, s *session, ep tunnel.Endpoint) tunnel.Result {
 	ts, fail := h.open(ctx, s)
+	s.cancel() // its timer need not wait for the session
 	if fail != nil {
 		if v := s.verdict.Load(); v != nil {
 			fail = v
