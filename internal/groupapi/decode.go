@@ -55,8 +55,10 @@ func isHex(c byte) bool {
 // DecodeLists reads an object of lists of strings into the fields of those
 // names; what the object does not have stays nil. Unlike encoding/json alone
 // it refuses fields twice, in another case, null, and anything after the
-// object: what is misread here adds or removes somebody.
-func DecodeLists(body []byte, fields map[string]*[]string) error {
+// object: what is misread here adds or removes somebody. More than max strings
+// in all are [ErrTooMany] before they are held: a few bytes of a body make ten
+// times as many of memory.
+func DecodeLists(body []byte, fields map[string]*[]string, max int) error {
 	d := json.NewDecoder(bytes.NewReader(body))
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
 		return errors.New("the body is not a JSON object")
@@ -74,17 +76,13 @@ func DecodeLists(body []byte, fields map[string]*[]string) error {
 		if *to != nil {
 			return fmt.Errorf("the body has the field %q twice", name)
 		}
-		var list []*string
-		if err := d.Decode(&list); err != nil || list == nil {
+		if *to, err = decodeList(d, max); errors.Is(err, ErrTooMany) {
+			return err
+		}
+		if err != nil {
 			return fmt.Errorf("the field %q is not a list of strings", name)
 		}
-		*to = make([]string, 0, len(list))
-		for _, s := range list {
-			if s == nil {
-				return fmt.Errorf("the field %q is not a list of strings", name)
-			}
-			*to = append(*to, *s)
-		}
+		max -= len(*to)
 	}
 	if _, err := d.Token(); err != nil {
 		return errors.New("the body is not JSON")
@@ -93,4 +91,30 @@ func DecodeLists(body []byte, fields map[string]*[]string) error {
 		return errors.New("the body goes on after the object")
 	}
 	return nil
+}
+
+// ErrTooMany is a body with more strings than allowed.
+var ErrTooMany = errors.New("more strings than allowed")
+
+var errNoList = errors.New("not a list of strings")
+
+// decodeList reads a list, which is not nil, of at most max strings.
+func decodeList(d *json.Decoder, max int) ([]string, error) {
+	if t, err := d.Token(); err != nil || t != json.Delim('[') {
+		return nil, errNoList
+	}
+	list := []string{}
+	for d.More() {
+		if len(list) == max {
+			return nil, ErrTooMany
+		}
+		t, err := d.Token()
+		s, ok := t.(string)
+		if err != nil || !ok {
+			return nil, errNoList
+		}
+		list = append(list, s)
+	}
+	_, err := d.Token()
+	return list, err
 }

@@ -1,7 +1,9 @@
 package groupapi
 
 import (
+	"errors"
 	"net/url"
+	"strings"
 	"testing"
 	"unicode/utf8"
 )
@@ -35,7 +37,7 @@ func FuzzDecodeLists(f *testing.F) {
 	f.Add([]byte("{\"add\":[\"\xff\"]}"))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		var add, remove []string
-		if DecodeLists(body, map[string]*[]string{"add": &add, "remove": &remove}) != nil {
+		if DecodeLists(body, map[string]*[]string{"add": &add, "remove": &remove}, 100) != nil {
 			return
 		}
 		for _, s := range append(add, remove...) {
@@ -44,4 +46,18 @@ func FuzzDecodeLists(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Many strings of a small body are refused before they are held in memory.
+func TestManyMembersAreRefusedEarly(t *testing.T) {
+	body := []byte(`{"add":[""` + strings.Repeat(`,""`, 1<<20) + `]}`)
+	var add []string
+	if n := testing.AllocsPerRun(1, func() {
+		add = nil
+		if err := DecodeLists(body, map[string]*[]string{"add": &add}, 100); !errors.Is(err, ErrTooMany) {
+			t.Error(err)
+		}
+	}); n > 1000 {
+		t.Errorf("%v allocations", n)
+	}
 }

@@ -29,34 +29,52 @@ func (e *Engine) bind(ctx context.Context, c *conn) error {
 		if try > 0 && cred == refused {
 			return e.lockout.err()
 		}
-		if err := e.lockout.check(cred); err != nil {
-			return err
-		}
-		err = c.do(ctx, func(l *ldap.Conn) error {
-			_, err := l.SimpleBind(ldap.NewSimpleBindRequest(cred.DN, cred.Password, nil))
-			return err
-		})
-		if err == nil {
-			e.lockout.accept(cred)
+		failed := e.show(ctx, c, cred)
+		if failed == nil {
 			return nil
 		}
-		failed := e.toError("bind", err)
-		if failed.Answer == nil || failed.Answer.Code != ldap.LDAPResultInvalidCredentials {
-			return failed
-		}
-		e.lockout.refuse(cred, failed)
-		if try > 0 {
+		if try > 0 || failed.Answer == nil || failed.Answer.Code != ldap.LDAPResultInvalidCredentials {
 			return failed
 		}
 		refused = cred
 	}
 }
 
+// show binds with the credentials, unless they were refused a moment ago.
+func (e *Engine) show(ctx context.Context, c *conn, cred Credentials) *Error {
+	end, err := e.lockout.turn(ctx, cred)
+	if err != nil {
+		return e.toError("bind", err)
+	}
+	defer end()
+	if err := e.lockout.check(cred); err != nil {
+		return err
+	}
+	err = c.do(ctx, func(l *ldap.Conn) error {
+		_, err := l.SimpleBind(ldap.NewSimpleBindRequest(cred.DN, cred.Password, nil))
+		return err
+	})
+	if err == nil {
+		e.lockout.accept(cred)
+		return nil
+	}
+	failed := e.toError("bind", err)
+	if failed.Answer != nil && failed.Answer.Code == ldap.LDAPResultInvalidCredentials {
+		e.lockout.refuse(cred, failed)
+	}
+	return failed
+}
+
 var errNoCredentials = errors.New("bind name or password is empty")
 
-// lockout remembers refused credentials.
+// lockout remembers refused credentials, and lets those that have not been
+// accepted yet be shown by one connection at a time: a pool that fills up with
+// a wrong password could lock the account at once.
 type lockout struct {
+	one chan struct{} // holds the turn; has room for one
+
 	mu      sync.Mutex
+	proven  Credentials   // guarded by mu; accepted last; the zero value is none
 	refused Credentials   // guarded by mu; the zero value is none
 	until   time.Time     // guarded by mu
 	pause   time.Duration // guarded by mu
@@ -68,7 +86,24 @@ const (
 	lockoutMax = 5 * time.Minute
 )
 
-func (l *lockout) check(c Credentials) error {
+// turn waits until the credentials may be shown; end must be called then.
+func (l *lockout) turn(ctx context.Context, c Credentials) (end func(), err error) {
+	l.mu.Lock()
+	proven := l.proven == c
+	l.mu.Unlock()
+	if proven {
+		return func() {}, nil
+	}
+	select {
+	case l.one <- struct{}{}:
+		return func() { <-l.one }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// check returns why the credentials must not be shown now, nil when they may.
+func (l *lockout) check(c Credentials) *Error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.refused == c && time.Now().Before(l.until) {
@@ -91,11 +126,15 @@ func (l *lockout) refuse(c Credentials, err *Error) {
 	}
 	l.pause = min(max(2*l.pause, lockoutMin), lockoutMax)
 	l.refused, l.until, l.last = c, time.Now().Add(l.pause), err
+	if l.proven == c {
+		l.proven = Credentials{}
+	}
 }
 
 func (l *lockout) accept(c Credentials) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.proven = c
 	if l.refused == c {
 		l.refused, l.pause = Credentials{}, 0
 	}

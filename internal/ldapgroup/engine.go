@@ -35,6 +35,7 @@ type Engine struct {
 // connects and looks at the server.
 func New(c Config) (*Engine, error) {
 	e := &Engine{cfg: c, stop: make(chan struct{}), queues: make(map[string]*queue)}
+	e.lockout.one = make(chan struct{}, 1)
 	if err := e.configure(); err != nil {
 		return nil, fmt.Errorf("ldap directory %q: %w", c.Name, err)
 	}

@@ -175,6 +175,9 @@ func (s *session) lookup(op string, g *group, ahead map[string]found, ms []*memb
 			s.take(g, m, a)
 		}
 	}
+	if err := s.elsewhere(op, g, ms); err != nil {
+		return err
+	}
 	for _, m := range ms {
 		if m.err == nil && !m.found {
 			m.err = s.missing(g, m)
@@ -197,13 +200,59 @@ func (s *session) lookupRequests(g *group, m *member) []*ldap.SearchRequest {
 	}
 	var rs []*ldap.SearchRequest
 	for _, base := range s.e.memberBases {
-		rs = append(rs, &ldap.SearchRequest{
-			BaseDN: base.raw, Scope: ldap.ScopeWholeSubtree, DerefAliases: ldap.NeverDerefAliases,
-			Filter:     "(uid=" + ldap.EscapeFilter(m.given) + ")",
-			Attributes: []string{"uid"}, SizeLimit: 10, EnforceSizeLimit: true,
-		})
+		rs = append(rs, userSearch(base.raw, m.given))
 	}
 	return rs
+}
+
+// userSearch finds the entries of a user name.
+func userSearch(base, user string) *ldap.SearchRequest {
+	return &ldap.SearchRequest{
+		BaseDN: base, Scope: ldap.ScopeWholeSubtree, DerefAliases: ldap.NeverDerefAliases,
+		Filter:     "(uid=" + ldap.EscapeFilter(user) + ")",
+		Attributes: []string{"uid"}, SizeLimit: 10, EnforceSizeLimit: true,
+	}
+}
+
+// elsewhere refuses to remove user names whose entries are outside of the
+// member bases, which the names do not tell. One without an entry anywhere
+// was left behind, and may go.
+func (s *session) elsewhere(op string, g *group, ms []*member) error {
+	if g.kind != PosixGroup || s.e.cfg.AnyMember {
+		return nil
+	}
+	var (
+		requests []*ldap.SearchRequest
+		owners   []*member
+	)
+	for _, m := range ms {
+		if m.err != nil || m.found || m.action != Remove || strings.Contains(m.given, "=") {
+			continue
+		}
+		if len(g.server.NamingContexts) == 0 { // nowhere to look
+			m.err = &Error{Class: ClassForbidden, Err: errUncheckable}
+		}
+		for _, base := range g.server.NamingContexts {
+			requests, owners = append(requests, userSearch(base, m.given)), append(owners, m)
+		}
+	}
+	if len(requests) == 0 {
+		return nil
+	}
+	answers, err := s.searchAll(op, requests)
+	if err != nil {
+		return err
+	}
+	for i, a := range answers {
+		switch m := owners[i]; {
+		case a.err != nil && a.err.Answer.Code == ldap.LDAPResultNoSuchObject:
+		case a.err != nil && a.err.Answer.Code != ldap.LDAPResultSizeLimitExceeded:
+			m.err = a.err.about("", "")
+		case a.err != nil || len(a.result.Entries) > 0:
+			m.err = &Error{Class: ClassForbidden, Err: errMemberNotAllowed}
+		}
+	}
+	return nil
 }
 
 // take makes an answer the member's.

@@ -278,3 +278,33 @@ func TestCloseEndsEverything(t *testing.T) {
 		}
 	})
 }
+
+// Nor at one time: a password that is wrong is shown once, however many
+// connections are wanted at that moment.
+func TestWrongCredentialsAreShownOnceByMany(t *testing.T) {
+	d := newFake()
+	var gate chan struct{}
+	d.on = func(r *request) reply {
+		if r.op == "bind" {
+			return reply{code: 49, wait: gate}
+		}
+		return reply{}
+	}
+	bubble(t, d, nil, func(t *testing.T, e *Engine) {
+		gate = make(chan struct{})
+		var wg sync.WaitGroup
+		for range 20 {
+			wg.Go(func() {
+				if err := e.Ping(context.Background()); class(err) != ClassAccount {
+					t.Errorf("got %v", err)
+				}
+			})
+		}
+		synctest.Wait()
+		close(gate)
+		wg.Wait()
+		if n := len(d.saw("bind")); n != 1 {
+			t.Errorf("%d binds", n)
+		}
+	})
+}

@@ -23,8 +23,9 @@ type job struct {
 	mu      sync.Mutex
 	results []MemberResult // guarded by mu
 	settled []bool         // guarded by mu
-	sent    []bool         // guarded by mu; the member was in a request
+	sent    []bool         // guarded by mu; the member is, or will be, in a request
 	stop    *Error         // guarded by mu; what ended the job early
+	left    bool           // guarded by mu; its caller was told and is gone
 }
 
 func newJob(ctx context.Context, op string, g *group, ms []*member) *job {
@@ -64,10 +65,21 @@ func (j *job) refuse(e *Engine) {
 	}
 }
 
+// claim reports whether the member may be sent. After its caller has been told
+// that it was not, it must not be, whoever else is in the batch.
+func (j *job) claim(i int) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.left && !j.sent[i] {
+		return false
+	}
+	j.sent[i] = true
+	return true
+}
+
 func (j *job) noteSent(i int) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.sent[i] = true
 	j.results[i].Attempts++
 }
 
@@ -86,6 +98,7 @@ func (j *job) halt(err *Error) {
 func (j *job) outcome(left *Error) ([]MemberResult, *Error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.left = left != nil
 	rs := make([]MemberResult, len(j.results))
 	copy(rs, j.results)
 	stop, pending := j.stop, slices.Contains(j.settled, false)

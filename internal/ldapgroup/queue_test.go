@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -254,6 +255,59 @@ func TestOneOfSeveralCallersLeaves(t *testing.T) {
 		wg.Wait()
 		if !d.has(person(1)) {
 			t.Error("the request of both was not carried out")
+		}
+	})
+}
+
+// What a caller who left was told stays true: what had not been sent for it by
+// then is not sent for the sake of its neighbours, and who stays is told of
+// what was done for it alone.
+func TestNothingIsSentForWhoHasLeft(t *testing.T) {
+	d := newFake()
+	var gate, second chan struct{}
+	var hold atomic.Bool
+	d.on = func(r *request) reply {
+		switch {
+		case r.op == "modify" && r.nth == 1:
+			return reply{wait: gate}
+		case r.op == "search" && r.dn == "" && hold.Load():
+			return reply{wait: second}
+		}
+		return reply{}
+	}
+	bubble(t, d, func(c *Config) { c.MaxConns = 2 }, func(t *testing.T, e *Engine) {
+		gate, second = make(chan struct{}), make(chan struct{})
+		var wg sync.WaitGroup
+		wg.Go(func() { change(t, e, persons(9, 9), nil) })
+		synctest.Wait()
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			defer cancel()
+			r, err := e.Change(ctx, fakeGroup, []string{person(1), person(3)}, nil, ChangeOptions{})
+			if class(err) != ClassTimeout {
+				t.Errorf("the one who leaves: %v, %v", r, err)
+			}
+		})
+		synctest.Wait()
+		wg.Go(func() {
+			r, err := e.Change(context.Background(), fakeGroup, persons(1, 2), nil, ChangeOptions{})
+			if err != nil || brief(r) != "added/true added/true" {
+				t.Errorf("the one who stays: %v, %v", brief(r), err)
+			}
+		})
+		synctest.Wait()
+		// Both connections are lent when the batch of the two begins.
+		hold.Store(true)
+		for range 2 {
+			wg.Go(func() { _ = e.Ping(context.Background()) })
+			synctest.Wait()
+		}
+		close(gate)
+		time.Sleep(2 * time.Second)
+		close(second)
+		wg.Wait()
+		if d.has(person(3)) || !d.has(person(1)) || !d.has(person(2)) {
+			t.Errorf("sent for the one who left: %v, for the other: %v %v", d.has(person(3)), d.has(person(1)), d.has(person(2)))
 		}
 	})
 }

@@ -175,7 +175,7 @@ func (r *replacement) lookup(s *session, have map[string]int) error {
 // and remove in the other.
 func (r *replacement) reconcile(s *session, wanted map[string]*member, adds, removes []*member) (a, rm []*member, err error) {
 	if len(removes) == 0 || r.wanted.group.kind == PosixGroup || r.e.cfg.Lookup == LookupNever {
-		return adds, removes, nil
+		return adds, removes, r.unasked(s, removes)
 	}
 	requests := make([]*ldap.SearchRequest, len(removes))
 	for i, m := range removes {
@@ -194,9 +194,7 @@ func (r *replacement) reconcile(s *session, wanted map[string]*member, adds, rem
 				continue
 			}
 		}
-		if !r.e.memberAllowed(m.name) {
-			m.err = r.e.groupError(Remove.String(), r.wanted.group.given, ClassForbidden, errMemberNotAllowed).about("", m.given)
-		}
+		r.forbid(m)
 		rm = append(rm, m)
 	}
 	for _, m := range adds {
@@ -207,6 +205,37 @@ func (r *replacement) reconcile(s *session, wanted map[string]*member, adds, rem
 		a = append(a, m)
 	}
 	return a, rm, nil
+}
+
+// forbid refuses to remove who is outside of the member bases.
+func (r *replacement) forbid(m *member) {
+	if !r.e.memberAllowed(m.name) {
+		m.err = r.e.groupError(Remove.String(), r.wanted.group.given, ClassForbidden, errMemberNotAllowed).about("", m.given)
+	}
+}
+
+// unasked checks removals whose names the directory is not asked about: user
+// names, which are values as they stand, and everybody's without a lookup.
+func (r *replacement) unasked(s *session, removes []*member) error {
+	g := r.wanted.group
+	if g.kind != PosixGroup || r.e.cfg.AnyMember || r.e.cfg.Lookup == LookupNever {
+		for _, m := range removes {
+			r.forbid(m)
+		}
+		return nil
+	}
+	users := make([]*member, len(removes))
+	for i, m := range removes {
+		u := *m
+		users[i] = &u
+	}
+	if err := s.lookup(r.wanted.op, g, nil, users); err != nil {
+		return err
+	}
+	for i, u := range users {
+		removes[i].err = u.err
+	}
+	return nil
 }
 
 // tooMany refuses to empty a group by mistake.

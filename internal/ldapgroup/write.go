@@ -2,6 +2,7 @@ package ldapgroup
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/go-ldap/ldap/v3"
@@ -42,6 +43,14 @@ func (w *writer) apply(ops []*op) {
 	if len(ops) == 0 || w.skip(ops) {
 		return
 	}
+	// The wait for a connection may be long, and callers may leave meanwhile.
+	if _, err := w.s.conn(); err != nil {
+		w.unreachable(ops, w.fail(ops, err))
+		return
+	}
+	if ops = claimed(ops); len(ops) == 0 {
+		return
+	}
 	err := w.modify(ops)
 	if err == nil {
 		w.success(ops)
@@ -73,6 +82,18 @@ func (w *writer) apply(ops []*op) {
 	default:
 		w.halve(ops)
 	}
+}
+
+// claimed leaves out what nobody waits for any more and has not been sent.
+func claimed(ops []*op) []*op {
+	kept := make([]*op, 0, len(ops))
+	for _, o := range ops {
+		o.refs = slices.DeleteFunc(o.refs, func(r ref) bool { return !r.job.claim(r.index) })
+		if len(o.refs) > 0 {
+			kept = append(kept, o)
+		}
+	}
+	return kept
 }
 
 func (w *writer) halve(ops []*op) {

@@ -3,7 +3,9 @@ package ldapadmin
 import (
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
+	"slices"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -77,15 +79,16 @@ func (h *Handler) checkAuthentication(ctx caddy.Context) error {
 // guardedServer looks for a handler of ours without authentication before it.
 // Handlers that are already provisioned have been looked at by themselves.
 func guardedServer(s *caddyhttp.Server) bool {
-	start := verifiesClients(s.TLSConnPolicies)
-	g := guard{on: start}
+	g := &guard{always: verifiesClients(s.TLSConnPolicies), named: s.NamedRoutes, invoked: make(map[string]bool), inside: make(map[string]bool)}
+	g.on = g.always
 	g.routes(s.Routes)
-	seen := g.on
-	for _, route := range s.NamedRoutes {
-		// Whoever invokes it may have asked for authentication before.
-		inner := guard{on: seen}
-		inner.routes(caddyhttp.RouteList{*route})
-		g.bare = g.bare || inner.bare
+	// An error arises before authentication as well as after it.
+	g.errors(s.Errors)
+	for name, route := range s.NamedRoutes {
+		if !g.invoked[name] { // where we can see it
+			g.on = g.always
+			g.routes(caddyhttp.RouteList{*route})
+		}
 	}
 	return !g.bare
 }
@@ -109,37 +112,117 @@ func verifiesClients(policies caddytls.ConnectionPolicies) bool {
 
 // guard walks through routes in the order in which requests meet them.
 type guard struct {
+	always  bool // connections tell who calls
+	named   map[string]*caddyhttp.Route
+	invoked map[string]bool // named routes that have been walked
+	inside  map[string]bool // those that are being walked
+
 	on   bool // authentication has been met
 	bare bool // a handler of ours was met before it
 }
 
+// routes walks a list. What a terminal route asks for (each site is one) is
+// not asked of requests for the routes after it, and of the routes of a group
+// a request meets one.
 func (g *guard) routes(routes caddyhttp.RouteList) {
+	before, groups := g.on, make(map[string]bool)
 	for _, route := range routes {
+		g.on = before
+		for group := range groups {
+			g.on = g.on || group != route.Group
+		}
+		found := g.on
 		for _, raw := range route.HandlersRaw {
 			g.raw(raw)
 		}
 		for _, handler := range route.Handlers {
 			g.provisioned(handler)
 		}
+		switch {
+		case found || !g.on || route.Terminal:
+		case route.Group != "":
+			groups[route.Group] = true
+		default:
+			before = true
+		}
 	}
+	g.on = before || len(groups) > 0
+}
+
+func (g *guard) errors(c *caddyhttp.HTTPErrorConfig) {
+	if c == nil {
+		return
+	}
+	on := g.on
+	g.on = g.always
+	g.routes(c.Routes)
+	g.on = on
+}
+
+func (g *guard) invoke(name string) {
+	route := g.named[name]
+	if route == nil || g.inside[name] {
+		return
+	}
+	g.invoked[name], g.inside[name] = true, true
+	g.routes(caddyhttp.RouteList{*route})
+	delete(g.inside, name)
 }
 
 func (g *guard) raw(b json.RawMessage) {
 	var handler struct {
-		Handler        string              `json:"handler"`
-		Routes         caddyhttp.RouteList `json:"routes"`
-		InsecureNoAuth bool                `json:"insecure_no_auth"`
+		Handler        string                     `json:"handler"`
+		Name           string                     `json:"name"`
+		Routes         caddyhttp.RouteList        `json:"routes"`
+		Errors         *caddyhttp.HTTPErrorConfig `json:"errors"`
+		InsecureNoAuth bool                       `json:"insecure_no_auth"`
 	}
-	if json.Unmarshal(b, &handler) != nil {
-		return // another module's, and of another shape
-	}
+	_ = json.Unmarshal(b, &handler) // what has another shape is of another module
 	switch handler.Handler {
 	case "authentication":
 		g.on = true
 	case "ldap_admin":
 		g.bare = g.bare || !g.on && !handler.InsecureNoAuth
+	case "invoke":
+		g.invoke(handler.Name)
 	case "subroute":
 		g.routes(handler.Routes)
+		g.errors(handler.Errors)
+	default:
+		g.other(b)
+	}
+}
+
+// other looks for handlers inside of one whose shape is not known. What they
+// ask for counts for each other only.
+func (g *guard) other(b json.RawMessage) {
+	var fields map[string]any
+	if json.Unmarshal(b, &fields) != nil {
+		return
+	}
+	on := g.on
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		g.value(fields[name])
+	}
+	g.on = on
+}
+
+func (g *guard) value(v any) {
+	switch v := v.(type) {
+	case []any:
+		for _, e := range v {
+			g.value(e)
+		}
+	case map[string]any:
+		if _, ok := v["handler"].(string); ok {
+			if b, err := json.Marshal(v); err == nil {
+				g.raw(b)
+			}
+			return
+		}
+		for _, name := range slices.Sorted(maps.Keys(v)) {
+			g.value(v[name])
+		}
 	}
 }
 
@@ -147,7 +230,10 @@ func (g *guard) provisioned(handler any) {
 	switch handler := handler.(type) {
 	case *caddyauth.Authentication, caddyauth.Authentication:
 		g.on = true
+	case *caddyhttp.Invoke:
+		g.invoke(handler.Name)
 	case *caddyhttp.Subroute:
 		g.routes(handler.Routes)
+		g.errors(handler.Errors)
 	}
 }

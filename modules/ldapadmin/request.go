@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/nowconnect/nowconnect/internal/groupapi"
 	"github.com/nowconnect/nowconnect/internal/ldapgroup"
@@ -37,7 +38,7 @@ func (h *Handler) read(w http.ResponseWriter, q *request) (asked, *problem) {
 	if err := a.readHeader(q.target.op, q.Header); err != nil {
 		return a, newProblem(http.StatusBadRequest, codeBadHeader, "%v", err)
 	}
-	if prob := a.readBody(w, q, h.MaxBody); prob != nil {
+	if prob := a.readBody(w, q, h); prob != nil {
 		return a, prob
 	}
 	if q.target.op != opReplace || a.replace.Force {
@@ -134,10 +135,22 @@ func ifMatch(header http.Header) (string, error) {
 	return v, nil
 }
 
-func (a *asked) readBody(w http.ResponseWriter, q *request, max int64) *problem {
-	body, err := io.ReadAll(http.MaxBytesReader(w, q.Body, max))
+// receive reads the body. Who sends it slowly holds one of the places, so the
+// time is bounded; servers that cannot do so go by their own limits.
+func (h *Handler) receive(w http.ResponseWriter, q *request) ([]byte, error) {
+	c := http.NewResponseController(w)
+	_ = c.SetReadDeadline(time.Now().Add(time.Duration(h.Timeout)))
+	body, err := io.ReadAll(http.MaxBytesReader(w, q.Body, h.MaxBody))
+	if err == nil { // else the server must not wait for the rest of it
+		_ = c.SetReadDeadline(time.Time{})
+	}
+	return body, err
+}
+
+func (a *asked) readBody(w http.ResponseWriter, q *request, h *Handler) *problem {
+	body, err := h.receive(w, q)
 	if tooLarge := new(http.MaxBytesError); errors.As(err, &tooLarge) {
-		return newProblem(http.StatusRequestEntityTooLarge, codeTooLarge, "the body has more than %d bytes", max)
+		return newProblem(http.StatusRequestEntityTooLarge, codeTooLarge, "the body has more than %d bytes", h.MaxBody)
 	}
 	if err != nil {
 		return newProblem(http.StatusBadRequest, codeBadBody, "the body cannot be read").because(err)
@@ -155,7 +168,11 @@ func (a *asked) readBody(w http.ResponseWriter, q *request, max int64) *problem 
 		return newProblem(http.StatusUnsupportedMediaType, codeMediaType, "the body must be application/json").with("Accept", groupapi.TypeJSON)
 	}
 	a.body = body
-	if err := a.parse(q.target.op, body); err != nil {
+	err = a.parse(q.target.op, body, h.MaxMembers)
+	if errors.Is(err, groupapi.ErrTooMany) {
+		return newProblem(http.StatusRequestEntityTooLarge, codeTooLarge, "the body names more than %d members", h.MaxMembers)
+	}
+	if err != nil {
 		return newProblem(http.StatusBadRequest, codeBadBody, "%v", err)
 	}
 	return nil
@@ -171,12 +188,12 @@ func (a *asked) single(t target) {
 	}
 }
 
-func (a *asked) parse(op operation, body []byte) error {
+func (a *asked) parse(op operation, body []byte, max int) error {
 	fields := map[string]*[]string{"add": &a.adds, "remove": &a.removes}
 	if op == opReplace {
 		fields = map[string]*[]string{"members": &a.adds}
 	}
-	if err := groupapi.DecodeLists(body, fields); err != nil {
+	if err := groupapi.DecodeLists(body, fields, max); err != nil {
 		return err
 	}
 	switch {

@@ -1,16 +1,21 @@
 package ldapadmin
 
 import (
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
 )
 
 // readRequest puts a request through what reads them.
 func readRequest(method, target, contentType, body string, header ...string) (asked, *problem) {
-	h := &Handler{MaxBody: 1 << 10}
+	h := &Handler{MaxBody: 1 << 10, MaxMembers: 4}
 	h.setDefaults()
 	r := httptest.NewRequest(method, target, strings.NewReader(body))
 	if contentType != "" {
@@ -72,6 +77,9 @@ func TestReadRequestRefuses(t *testing.T) {
 		{"PATCH", set, "", `{"add":["a"]}`, 415, codeMediaType},
 		{"PATCH", set, "text/plain", `{"add":["a"]}`, 415, codeMediaType},
 		{"PATCH", set, js, `{"add":["` + strings.Repeat("a", 1<<10) + `"]}`, 413, codeTooLarge},
+		{"PATCH", set, js, `{"add":["a","b","c"],"remove":["d","e"]}`, 413, codeTooLarge},
+		{"PATCH", set, js, `{"add":["a","b","c","d","e"]}`, 413, codeTooLarge},
+		{"PUT", set, js, `{"members":["a","b","c","d","e","f"]}`, 413, codeTooLarge},
 		{"PATCH", set, js, ``, 400, codeBadBody},
 		{"PATCH", set, js, `[]`, 400, codeBadBody},
 		{"PATCH", set, js, `null`, 400, codeBadBody},
@@ -110,5 +118,34 @@ func TestReadRequestRefuses(t *testing.T) {
 	}
 	if _, p := readRequest("PUT", one, "", "", "Idempotency-Key", "a", "Idempotency-Key", "b"); p == nil || p.Status != http.StatusBadRequest {
 		t.Errorf("two keys: %v", p)
+	}
+}
+
+// Who sends a body slowly does not hold a place for longer than a request may
+// take.
+func TestSlowBodyIsRefused(t *testing.T) {
+	h := &Handler{Timeout: caddy.Duration(100 * time.Millisecond)}
+	h.setDefaults()
+	got := make(chan *problem, 1)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, p := h.read(w, &request{Request: r, target: target{op: opPatch}})
+		got <- p
+	}))
+	defer s.Close()
+	c, err := net.Dial("tcp", s.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "PATCH "+set+" HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case p := <-got:
+		if p == nil || p.Status != http.StatusBadRequest || p.Code != codeBadBody {
+			t.Errorf("%v", p)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("it still waits for the body")
 	}
 }
