@@ -54,11 +54,14 @@ func isHex(c byte) bool {
 
 // DecodeLists reads an object of lists of strings into the fields of those
 // names; what the object does not have stays nil. Unlike encoding/json alone
-// it refuses fields twice, in another case, null, and anything after the
-// object: what is misread here adds or removes somebody. More than max strings
-// in all are [ErrTooMany] before they are held: a few bytes of a body make ten
-// times as many of memory.
+// it refuses fields twice, in another case, null, what is not UTF-8, and anything
+// after the object: what is misread here adds or removes somebody. More than max
+// strings in all are [ErrTooMany] before they are held: a few bytes of a body
+// make ten times as many of memory.
 func DecodeLists(body []byte, fields map[string]*[]string, max int) error {
+	if !utf8.Valid(body) { // else the decoder would put another character in its place
+		return errors.New("the body is not UTF-8")
+	}
 	d := json.NewDecoder(bytes.NewReader(body))
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
 		return errors.New("the body is not a JSON object")

@@ -65,7 +65,9 @@ func (q *request) actions() (names []string, members [][]string) {
 // first answer that is not allow ends it.
 func (h *Handler) authorize(ctx context.Context, q *request, group string) *problem {
 	if err := ldapgroup.ValidName(group); err != nil {
-		return engineProblem(err)
+		p := engineProblem(err)
+		p.Detail = "group: " + p.Detail
+		return p
 	}
 	names, members := q.actions()
 	for i, name := range names {

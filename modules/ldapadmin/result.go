@@ -66,6 +66,12 @@ var details = map[ldapgroup.Class]string{
 	ldapgroup.ClassCanceled:       "the request was cancelled",
 }
 
+// aboutNames are the classes that say something about a name; the detail then
+// says which field of the request had it.
+var aboutNames = map[ldapgroup.Class]bool{
+	ldapgroup.ClassInvalid: true, ldapgroup.ClassForbidden: true, ldapgroup.ClassMemberNotFound: true,
+}
+
 // engineProblem makes the problem of an error of the engine.
 func engineProblem(err error) *problem {
 	var e *ldapgroup.Error
@@ -78,6 +84,9 @@ func engineProblem(err error) *problem {
 	}
 	if e.Class == ldapgroup.ClassInvalid && e.Err != nil {
 		p.Detail = e.Err.Error() // about the caller's own words
+	}
+	if e.Member != "" && aboutNames[e.Class] {
+		p.Detail = "member: " + p.Detail
 	}
 	if a := e.Answer; a != nil {
 		code := int(a.Code)
