@@ -130,7 +130,8 @@ func hasControl(s string) bool {
 // checkEscapes refuses what ParseDN takes beyond RFC 4514's writing form:
 // semicolons as separators, quotes, and values in hexadecimal BER.
 func checkEscapes(s string) error {
-	begin := false // at the start of a value, spaces aside
+	value := false // in a value
+	begin := false // and at its start, spaces aside
 	for i := 0; i < len(s); i++ {
 		switch c := s[i]; {
 		case c == '\\':
@@ -139,7 +140,10 @@ func checkEscapes(s string) error {
 		case c == ';' || c == '"' || c == '<' || c == '>':
 			return errNameEscape
 		case c == '=':
-			begin = true
+			begin = !value // a second one is a part of the value
+			value = true
+		case c == ',' || c == '+':
+			value, begin = false, false
 		case c == '#' && begin:
 			return errNameHex
 		case c != ' ':

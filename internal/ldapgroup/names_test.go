@@ -138,6 +138,7 @@ func FuzzName(f *testing.F) {
 	for _, s := range []string{
 		"uid=u1,ou=people,dc=example,dc=org", " UID = U1 , OU=People", `cn=a\,b\+c\20,dc=x`, "cn=a+uid=b,dc=x", `cn=\c3\ab,dc=x`,
 		`cn=\ff,dc=x`, "cn=a  b,dc=x", "cn=#04,dc=x", "cn=a;dc=x", `cn=ſ\00,dc=x`, "2.5.4.3=a", "cn=\u212a,dc=x", `cn="a",dc=x`, `cn=a\`, "=,=",
+		`0==\#\<`, "cn==#04,dc=x", "cn=a,dc==#04+ou= #04",
 	} {
 		f.Add(s)
 	}
