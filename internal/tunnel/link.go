@@ -112,7 +112,7 @@ func newLink(c Carrier, cfg Config) *Link {
 		cfg: cfg, c: c, out: newSender(c),
 		stop: make(chan struct{}), sessions: make(map[wire.CID]*Session),
 	}
-	l.out.fail = func(err error) { l.fail(lost(err)) }
+	l.out.fail = func(err error) { l.writeFailed(err) }
 	if p, ok := c.(poker); ok {
 		p.onOwed(l.out.poke)
 	}
@@ -171,6 +171,21 @@ func (l *Link) fail(err *LinkError) {
 	close(l.stop)
 	l.endSessions(err)
 	_ = l.c.Close() // last: it may take its time
+}
+
+// lastWords is how long the reader has, once nothing can be written any more, to
+// find the peer's CLOSE among what had arrived: a socket that the peer has
+// closed fails to write first, and only the reader knows why.
+const lastWords = 100 * time.Millisecond
+
+func (l *Link) writeFailed(err error) {
+	t := time.NewTimer(lastWords)
+	defer t.Stop()
+	select {
+	case <-l.stop: // the reader has ended the link
+	case <-t.C:
+		l.fail(lost(err))
+	}
 }
 
 // endSessions ends what the link carries, for the reason that ends the link.
