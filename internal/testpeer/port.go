@@ -1,35 +1,44 @@
 package testpeer
 
 import (
+	"math/rand/v2"
 	"net"
+	"strconv"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
 
-// FreeAddr returns a 127.0.0.1 address nobody listens on now, for a process
-// that must be told its port. It returns each address once only: the kernel
-// would give a port again that nobody has come to listen on yet. Another
-// process can take it in between, so starters try again with a new one.
+// FreeAddr returns a 127.0.0.1 address on whose port nobody listens now, on
+// any address of this machine, for a process that must be told its port. It
+// returns each address once only. Another process can take it in between, so
+// starters try again with a new one. But no connection that somebody dials
+// can: the port is below those that systems give to them (RFC 6335 §6 and
+// Linux's ip_local_port_range), where one that leads to another host would
+// make a listener of all addresses fail, and be gone a moment later.
 func FreeAddr(tb testing.TB) string {
 	tb.Helper()
-	for range 1000 {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
+	for range portCount {
+		port := strconv.FormatUint(uint64(firstPort+nextPort.Add(1)%portCount), 10)
+		ln, err := net.Listen("tcp", ":"+port)
 		if err != nil {
-			tb.Fatal(err)
+			continue
 		}
 		ln.Close()
-		if _, again := given.LoadOrStore(ln.Addr().String(), nil); !again {
-			return ln.Addr().String()
-		}
+		return net.JoinHostPort("127.0.0.1", port)
 	}
-	tb.Fatal("no port is free that was not given before")
+	tb.Fatalf("no port from %d to %d is free", firstPort, firstPort+portCount-1)
 	return ""
 }
 
-// given holds what FreeAddr has returned.
-var given sync.Map
+const firstPort, portCount = 12000, 20000
+
+// nextPort is where FreeAddr goes on. Test binaries run beside each other, so
+// each begins where chance puts it.
+var nextPort atomic.Uint32
+
+func init() { nextPort.Store(rand.Uint32N(portCount)) }
 
 // accepts reports whether somebody listens on addr, host:port or unix:path.
 func accepts(addr string) bool {
