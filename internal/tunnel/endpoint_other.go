@@ -14,6 +14,8 @@ type rawSocket struct{}
 func newRawSocket(*net.TCPConn) *rawSocket { return nil }
 
 func (*rawSocket) read(int) (*frames, int, error)                  { panic("unreachable") }
+func (*rawSocket) readNow(*frames, int) (int, error)               { panic("unreachable") }
+func (*rawSocket) awaitReadable() error                            { panic("unreachable") }
 func (*rawSocket) writeSome([]byte) (int, error)                   { panic("unreachable") }
 func (*rawSocket) awaitWritable(*net.TCPConn, time.Duration) error { panic("unreachable") }
 func (*rawSocket) writeMany([][]byte) (int, error)                 { panic("unreachable") }

@@ -23,7 +23,9 @@ type rawSocket struct {
 	conn syscall.RawConn
 
 	readFn  func(fd uintptr) bool
-	want    int // bytes
+	nowFn   func(fd uintptr) bool // nil until first used: most sessions never need it
+	readyFn func(fd uintptr) bool // likewise
+	want    int                   // bytes
 	got     *frames
 	iov     [4][]byte
 	n       int
@@ -73,6 +75,41 @@ func (r *rawSocket) read(want int) (*frames, int, error) {
 
 func (r *rawSocket) tryRead(fd uintptr) bool {
 	f := getFrames(r.want)
+	if !r.readOnce(fd, f) {
+		f.free() // idle: wait without a buffer
+		return false
+	}
+	r.got = f
+	return true
+}
+
+// readNow reads at most want bytes into f and does not wait: n is 0 without an
+// error when none are there.
+func (r *rawSocket) readNow(f *frames, want int) (n int, err error) {
+	if r.nowFn == nil {
+		r.nowFn = r.tryReadNow
+	}
+	r.want, r.got = want, f
+	err = r.conn.Read(r.nowFn)
+	r.got = nil
+	switch {
+	case err != nil:
+		return 0, err
+	case r.readErr == unix.EAGAIN:
+		return 0, nil
+	case r.readErr == nil && r.n == 0:
+		return 0, io.EOF
+	}
+	return r.n, r.readErr
+}
+
+func (r *rawSocket) tryReadNow(fd uintptr) bool {
+	r.readOnce(fd, r.got)
+	return true // never wait here
+}
+
+// readOnce reads into f and reports whether it need not wait for that.
+func (r *rawSocket) readOnce(fd uintptr, f *frames) bool {
 	slots := f.slots(r.iov[:0], r.want)
 	for {
 		if len(slots) == 1 {
@@ -85,14 +122,21 @@ func (r *rawSocket) tryRead(fd uintptr) bool {
 		}
 	}
 	if r.readErr == unix.EAGAIN {
-		f.free() // idle: wait without a buffer
+		r.n = 0
 		return false
 	}
 	if r.readErr != nil {
 		r.n, r.readErr = 0, os.NewSyscallError("read", r.readErr)
 	}
-	r.got = f
 	return true
+}
+
+// awaitReadable waits until bytes, or the end of the stream, are there to read.
+func (r *rawSocket) awaitReadable() error {
+	if r.readyFn == nil {
+		r.readyFn = func(fd uintptr) bool { return poll(fd, unix.POLLIN) != 0 }
+	}
+	return r.conn.Read(r.readyFn)
 }
 
 // writeSome writes what the kernel takes at once.

@@ -20,6 +20,7 @@ type input struct {
 	c       Carrier
 	buf     []byte
 	r, w    int       // unread bytes are buf[r:w]
+	bulk    bool      // the last read was a large one
 	arrived time.Time // when the newest bytes were read
 }
 
@@ -29,12 +30,15 @@ func (in *input) fill(l *Link) error {
 		in.w = copy(in.buf, in.buf[in.r:in.w])
 		in.r = 0
 	}
+	if in.bulk {
+		// As source does after bulk, and no sooner: what was read should be
+		// passed on while it is in this core's cache.
+		runtime.Gosched()
+	}
 	n, err := in.c.Read(in.buf[in.w:])
 	in.w += n
+	in.bulk = n > coalesceBytes
 	if n > 0 {
-		if n > coalesceBytes {
-			runtime.Gosched() // as source does after bulk
-		}
 		in.arrived = time.Now()
 		l.recvd.Add(uint64(n))
 		return nil

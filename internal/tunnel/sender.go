@@ -41,6 +41,9 @@ var errControlFlood = errors.New("peer does not read the answers it asks for")
 // bytes go before those of many, so that a request never waits for a bulk
 // transfer's turn; within one session the order cannot change, because it has
 // only the one.
+//
+// Sessions in bulk do not even read: whoever writes reads their sockets for
+// them, in turn, each time just before it writes what it found (see pull).
 type sender struct {
 	c    Carrier
 	fail func(error)   // ends the link; called without mu
@@ -54,6 +57,8 @@ type sender struct {
 	control []byte     // frames that go before all session data
 	small   []*frames  // buffers of at most coalesceBytes
 	large   []*frames
+	pulls   []*Session            // wait for their turn to be read and sent
+	turn    *Session              // in the batch of whoever holds busy
 	queued  int                   // bytes in small and large
 	poked   bool                  // the carrier wants a flush
 	waiting []*Session            // for queued to fall below maxQueued, first come first served
@@ -80,13 +85,7 @@ func (w *sender) run(stop <-chan struct{}) {
 		}
 		runtime.Gosched() // let others add to the batch
 		w.mu.Lock()
-		for w.dead == nil && w.takeLocked() {
-			w.mu.Unlock()
-			err := w.write()
-			w.mu.Lock()
-			if err != nil {
-				w.dieLocked(err)
-			}
+		for w.sendLocked() {
 		}
 		w.busy = false
 		w.idle.Broadcast()
@@ -97,6 +96,26 @@ func (w *sender) run(stop <-chan struct{}) {
 			return
 		}
 	}
+}
+
+// sendLocked sends the next batch and reports whether there was one. The
+// caller holds busy, and mu, which it does without meanwhile.
+func (w *sender) sendLocked() bool {
+	if w.dead != nil || !w.takeLocked() {
+		return false
+	}
+	pulled := w.turn != nil
+	w.mu.Unlock()
+	err := w.write()
+	if pulled {
+		runtime.Gosched() // as source does after bulk
+	}
+	w.mu.Lock()
+	w.endTurnLocked()
+	if err != nil {
+		w.dieLocked(err)
+	}
+	return true
 }
 
 // takeLocked moves the next batch from the queue to the fields that write
@@ -121,6 +140,9 @@ func (w *sender) takeLocked() bool {
 		clear(w.large[rest:])
 		w.large = w.large[:rest]
 	}
+	if n < batchBytes {
+		w.nextTurnLocked()
+	}
 	// As many as there is room for. With the queue empty all of them: some may
 	// have nothing to send, and nobody would come back for the rest.
 	for woken := 1; len(w.waiting) > 0 && (w.queued == 0 || w.queued+woken*maxQuantum <= maxQueued); woken++ {
@@ -131,7 +153,7 @@ func (w *sender) takeLocked() bool {
 		s.waiting = false
 		s.room.Signal()
 	}
-	return len(w.ctl) > 0 || len(w.out) > 0 || poked
+	return len(w.ctl) > 0 || len(w.out) > 0 || w.turn != nil || poked
 }
 
 // takeOneLocked moves f to the batch, or drops it when its session is over.
@@ -171,6 +193,9 @@ func (w *sender) write() error {
 	if err == nil && len(w.join) > 0 {
 		_, err = w.c.Write(w.join)
 	}
+	if err == nil && w.turn != nil {
+		err = w.writeTurn()
+	}
 	if err == nil {
 		err = w.c.Flush()
 	}
@@ -194,22 +219,15 @@ func (w *sender) write() error {
 func (w *sender) combineLocked(s *Session, gather bool) error {
 	w.busy = true
 	if s != nil {
-		s.writing = true
-		defer func() { s.writing = false }()
+		s.writing++
+		defer func() { s.writing-- }()
 	}
 	if gather {
 		w.mu.Unlock()
 		runtime.Gosched()
 		w.mu.Lock()
 	}
-	if w.dead == nil && w.takeLocked() {
-		w.mu.Unlock()
-		err := w.write()
-		w.mu.Lock()
-		if err != nil {
-			w.dieLocked(err)
-		}
-	}
+	w.sendLocked()
 	w.releaseLocked()
 	return w.dead
 }
@@ -238,7 +256,7 @@ func (w *sender) releaseLocked() {
 }
 
 func (w *sender) pendingLocked() bool {
-	return len(w.control)+len(w.small)+len(w.large) > 0 || w.poked
+	return len(w.control)+len(w.small)+len(w.large)+len(w.pulls) > 0 || w.poked
 }
 
 // poke makes the writer flush the carrier, which has something to say of its
@@ -394,7 +412,11 @@ func (w *sender) dieLocked(err error) {
 		s.waiting = false
 		s.room.Broadcast()
 	}
-	w.small, w.large, w.waiting, w.control, w.queued = nil, nil, nil, nil, 0
+	for _, s := range w.pulls {
+		s.pull.done(0, errSessionOver)
+		s.room.Broadcast()
+	}
+	w.small, w.large, w.pulls, w.waiting, w.control, w.queued = nil, nil, nil, nil, nil, 0
 }
 
 // credit adds n to what the session may send.
@@ -440,7 +462,7 @@ func (w *sender) end(s *Session) (writing bool) {
 	defer w.mu.Unlock()
 	s.ended = true
 	s.room.Broadcast()
-	return s.writing
+	return s.writing > 0
 }
 
 // activity returns how many bytes of session data were sent so far.

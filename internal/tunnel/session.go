@@ -88,7 +88,8 @@ type Session struct {
 	queued  bool      // a buffer of ours waits in the sender
 	waiting bool      // in sender.waiting
 	ended   bool      // stop sending
-	writing bool      // our goroutine is writing to the carrier
+	writing int       // our goroutine is writing to the carrier, or another that writes our bytes, or both
+	pull    pull      // the holder of the link reads our local socket
 	room    sync.Cond // one of the above changed
 
 	sent       atomic.Int64

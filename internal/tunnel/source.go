@@ -22,18 +22,30 @@ func (s *Session) source(ep *Endpoint) (eof bool) {
 	if s.raw == nil || !s.raw.readable() {
 		s.link.out.flush(s) // OPEN or OPENED has no bytes to leave with
 	}
-	level := 0
+	level, n := 0, 0
 	for {
 		credit := s.link.out.awaitCredit(s)
 		if credit == 0 {
 			return false
 		}
+		var err error
 		want := min(quanta[level], credit)
-		f, n, err := s.readLocal(ep, want)
-		if n > 0 && !s.send(ep, f, n) {
-			return false
+		if level == len(quanta)-1 && s.raw != nil {
+			if n == 0 {
+				err = s.raw.awaitReadable()
+			}
+			if err == nil {
+				n, want, err = s.link.out.pull(s)
+			}
+		} else {
+			var f *frames
+			if f, n, err = s.readLocal(ep, want); n > 0 && !s.send(f, n) {
+				return false
+			}
 		}
 		switch {
+		case errors.Is(err, errSessionOver):
+			return false
 		case err == nil:
 		case errors.Is(err, io.EOF):
 			return s.sendFin()
@@ -47,7 +59,8 @@ func (s *Session) source(ep *Endpoint) (eof bool) {
 		switch {
 		case n == quanta[level] && level < len(quanta)-1:
 			level++
-		case level > 0 && n < quanta[level-1]/2:
+		case n == 0: // a pull that came too early
+		case level > 0 && n < want && n < quanta[level-1]/2:
 			level--
 		}
 	}
@@ -68,13 +81,12 @@ func (s *Session) readLocal(ep *Endpoint, want int) (f *frames, n int, err error
 	return f, n, err
 }
 
-// send passes n bytes in f to the link.
-func (s *Session) send(ep *Endpoint, f *frames, n int) bool {
-	f.s = s
+// seal makes frames of n bytes that were read into f, and accounts for them.
+func (s *Session) seal(f *frames, n int) {
 	f.seal(s.cid, n)
-	if ep.Watch != nil {
+	if s.ep.Watch != nil {
 		for _, p := range f.slots(nil, n) {
-			ep.Watch.FromLocal(p)
+			s.ep.Watch.FromLocal(p)
 		}
 	}
 	for rest := n; rest > 0; rest -= wire.MaxData {
@@ -82,6 +94,12 @@ func (s *Session) send(ep *Endpoint, f *frames, n int) bool {
 	}
 	s.sent.Add(int64(n))
 	s.touch()
+}
+
+// send passes n bytes in f to the link.
+func (s *Session) send(f *frames, n int) bool {
+	f.s = s
+	s.seal(f, n)
 	if err := s.link.out.data(f); err != nil {
 		return false
 	}
@@ -102,7 +120,7 @@ func (s *Session) sendPrefix(ep *Endpoint) bool {
 		}
 		f := getFrames(wire.MaxData)
 		n := copy(f.slots(nil, min(credit, wire.MaxData))[0], p)
-		if !s.send(ep, f, n) {
+		if !s.send(f, n) {
 			return false
 		}
 		p = p[n:]

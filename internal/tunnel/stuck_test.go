@@ -39,7 +39,7 @@ func TestEndOfASessionThatIsStuckInTheLink(t *testing.T) {
 			stuck := func() bool {
 				l.out.mu.Lock()
 				defer l.out.mu.Unlock()
-				return s.writing
+				return s.writing > 0
 			}
 			eventually(t, "the session is stuck", func() bool {
 				for range 20 { // for longer than a write that goes on
