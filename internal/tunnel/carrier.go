@@ -25,6 +25,13 @@ type Carrier interface {
 	Name() string
 }
 
+// aheader is a carrier that can read what has arrived already.
+type aheader interface {
+	// readAhead reads without waiting; 0 when nothing is there, or the end, or
+	// an error, which Read then tells.
+	readAhead(p []byte) int
+}
+
 // Names of the carriers as they stand in the HTTP Upgrade header.
 const (
 	NativeName    = "nowconnect"
@@ -36,6 +43,7 @@ type native struct {
 	net.Conn
 	r     io.Reader
 	flush func() error
+	ahead aheadReader
 }
 
 // NewNative returns the carrier that writes frames straight to conn. r yields
@@ -46,7 +54,7 @@ func NewNative(conn net.Conn, r io.Reader, flush func() error) Carrier {
 	if r == nil {
 		r = conn
 	}
-	return &native{Conn: conn, r: r, flush: flush}
+	return &native{Conn: conn, r: r, flush: flush, ahead: newAheadReader(conn)}
 }
 
 // NetConn returns the connection below.
@@ -54,6 +62,7 @@ func (c *native) NetConn() net.Conn { return c.Conn }
 
 func (c *native) Name() string               { return NativeName }
 func (c *native) Read(p []byte) (int, error) { return c.r.Read(p) }
+func (c *native) readAhead(p []byte) int     { return c.ahead.during(c.r.Read, p) }
 
 func (c *native) Close() error { return closeBelow(c.Conn) }
 

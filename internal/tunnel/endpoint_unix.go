@@ -231,6 +231,47 @@ func (r *rawSocket) reset() (gone bool) {
 	return gone
 }
 
+// nowReader reads from a socket without waiting. The closure is made once, so
+// that reading does not allocate.
+type nowReader struct {
+	conn syscall.RawConn
+	fn   func(fd uintptr) bool
+	p    []byte
+	n    int
+}
+
+// newNowReader returns nil when conn has no socket.
+func newNowReader(conn net.Conn) *nowReader {
+	s, ok := conn.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	c, err := s.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	r := &nowReader{conn: c}
+	r.fn = func(fd uintptr) bool {
+		r.n, _ = unix.Read(int(fd), r.p)
+		return true // never wait here
+	}
+	return r
+}
+
+// read returns 0 when nothing is there, and at the end, and on errors.
+func (r *nowReader) read(p []byte) int {
+	if len(p) == 0 {
+		return 0
+	}
+	r.p, r.n = p, 0
+	err := r.conn.Read(r.fn)
+	r.p = nil
+	if err != nil {
+		return 0
+	}
+	return max(r.n, 0)
+}
+
 func poll(fd uintptr, events int16) int16 {
 	p := [1]unix.PollFd{{Fd: int32(fd), Events: events}}
 	for {

@@ -21,10 +21,14 @@ var gathers = sync.Pool{New: func() any {
 
 // Gather is a net.Conn that collects writes until Flush, so that all TLS
 // records of one batch leave in one system call. It belongs between the TCP
-// connection and crypto/tls, at either end. Reading is untouched. Until Collect
-// it writes through: nobody would flush for the TLS handshake or an HTTP server.
+// connection and crypto/tls, at either end. Until Collect it writes through:
+// nobody would flush for the TLS handshake or an HTTP server.
+//
+// It reads through, too, and lets a carrier above TLS read what is there
+// already without waiting for more.
 type Gather struct {
 	net.Conn
+	ahead *aheadReader // owned by the reading goroutine; not nil while that must not wait
 
 	mu      sync.Mutex
 	collect bool
@@ -33,6 +37,14 @@ type Gather struct {
 
 // NewGather returns a Gather over conn that writes through until Collect.
 func NewGather(conn net.Conn) *Gather { return &Gather{Conn: conn} }
+
+// Read reads from the connection below.
+func (g *Gather) Read(p []byte) (int, error) {
+	if g.ahead == nil {
+		return g.Conn.Read(p)
+	}
+	return g.ahead.read(p)
+}
 
 // GatherBelow finds the Gather under a TLS connection and other wrappers that
 // have NetConn; nil if there is none. One above TLS does not count: there

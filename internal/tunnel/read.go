@@ -5,31 +5,69 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"sync"
 	"time"
 
 	"github.com/nowconnect/nowconnect/internal/wire"
 )
 
-// readSize is the link's read buffer in bytes: two TLS records, because
-// crypto/tls returns at most one per call and the rest of a frame may be in
-// the next.
-const readSize = 2 * wire.MaxFrame
+// Sizes of a link's read buffer in bytes. An idle link has two TLS records,
+// because crypto/tls returns at most one per call and the rest of a frame may
+// be in the next. One in bulk has what deliver takes at once and a record
+// more, from a pool.
+const (
+	readSize  = 2 * wire.MaxFrame
+	burstSize = maxParts * wire.MaxFrame
+)
+
+var bursts = sync.Pool{New: func() any { return new([burstSize]byte) }}
 
 // input is the reading side of a link, owned by the goroutine that serves it.
 type input struct {
 	c       Carrier
-	buf     []byte
-	r, w    int       // unread bytes are buf[r:w]
-	bulk    bool      // the last read was a large one
-	arrived time.Time // when the newest bytes were read
+	ahead   aheader          // nil when the carrier is none
+	base    []byte           // of readSize
+	burst   *[burstSize]byte // from bursts, while bulk flows
+	buf     []byte           // base or burst
+	r, w    int              // unread bytes are buf[r:w]
+	bulk    bool             // the last read was a large one
+	parts   [maxParts][]byte // of deliver
+	arrived time.Time        // when the newest bytes were read
+}
+
+func newInput(c Carrier) *input {
+	in := &input{c: c, base: make([]byte, readSize)}
+	in.ahead, _ = c.(aheader)
+	in.buf = in.base
+	return in
+}
+
+// makeRoom moves what is unread to the front of the buffer that fits what
+// flows.
+func (in *input) makeRoom() {
+	from := in.buf[in.r:in.w]
+	spent := in.burst
+	switch {
+	case in.bulk && in.burst == nil:
+		in.burst = bursts.Get().(*[burstSize]byte)
+		in.buf = in.burst[:]
+	case !in.bulk && in.burst != nil && len(from) < readSize:
+		in.burst, in.buf = nil, in.base
+	default:
+		spent = nil
+		if in.r == 0 {
+			return
+		}
+	}
+	in.r, in.w = 0, copy(in.buf, from)
+	if spent != nil {
+		bursts.Put(spent)
+	}
 }
 
 // fill reads more bytes, making room first.
 func (in *input) fill(l *Link) error {
-	if in.r > 0 {
-		in.w = copy(in.buf, in.buf[in.r:in.w])
-		in.r = 0
-	}
+	in.makeRoom()
 	if in.bulk {
 		// As source does after bulk, and no sooner: what was read should be
 		// passed on while it is in this core's cache.
@@ -37,6 +75,14 @@ func (in *input) fill(l *Link) error {
 	}
 	n, err := in.c.Read(in.buf[in.w:])
 	in.w += n
+	for in.burst != nil && in.ahead != nil && n > 0 && in.w < len(in.buf) {
+		more := in.ahead.readAhead(in.buf[in.w:])
+		if more == 0 {
+			break
+		}
+		in.w += more
+		n += more
+	}
 	in.bulk = n > coalesceBytes
 	if n > 0 {
 		in.arrived = time.Now()
@@ -64,7 +110,7 @@ func (in *input) need(l *Link, n int) error {
 
 // read takes frames from the carrier until the link ends.
 func (l *Link) read() *LinkError {
-	in := &input{c: l.c, buf: make([]byte, readSize)}
+	in := newInput(l.c)
 	for {
 		if err := in.need(l, wire.HeaderLen); err != nil {
 			return lost(err)
@@ -105,11 +151,35 @@ func (l *Link) readData(in *input, h wire.Header) *LinkError {
 		p := in.buf[in.r:min(in.w, in.r+left)]
 		in.r += len(p)
 		left -= len(p)
-		if s != nil {
-			s.deliver(p, in.arrived)
+		if s == nil {
+			continue
 		}
+		parts := append(in.parts[:0], p)
+		for left == 0 && len(parts) < maxParts {
+			if p = in.next(h.CID); p == nil {
+				break
+			}
+			s.obs().FrameReceived(len(p))
+			parts = append(parts, p)
+		}
+		s.deliver(parts, in.arrived)
 	}
 	return nil
+}
+
+// next returns the payload of the next frame if that is one of DATA for cid
+// and all there.
+func (in *input) next(cid wire.CID) []byte {
+	if in.w-in.r < wire.HeaderLen {
+		return nil
+	}
+	h := wire.ParseHeader(in.buf[in.r:])
+	start := in.r + wire.HeaderLen
+	if h.Type != wire.TypeData || h.CID != cid || h.Check() != nil || int(h.Length) > in.w-start {
+		return nil // whatever it is, read meets it next
+	}
+	in.r = start + int(h.Length)
+	return in.buf[start:in.r]
 }
 
 // readControl reads a whole frame and acts on it.

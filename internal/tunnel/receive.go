@@ -25,9 +25,17 @@ func sockets(ep *Endpoint) (raw, below *rawSocket) {
 	return nil, below
 }
 
-// deliver takes payload bytes from the link's reader; p is valid only during
-// the call. arrived is when they were read from the link. It never blocks.
-func (s *Session) deliver(p []byte, arrived time.Time) {
+// maxParts is how many frames deliver takes at once.
+const maxParts = 4
+
+// deliver takes the payloads of at most maxParts frames from the link's reader.
+// They are valid only during the call, and so is parts, which it changes.
+// arrived is when they were read from the link. It never blocks.
+func (s *Session) deliver(parts [][]byte, arrived time.Time) {
+	size := 0
+	for _, p := range parts {
+		size += len(p)
+	}
 	s.mu.Lock()
 	if s.over {
 		s.mu.Unlock()
@@ -38,7 +46,7 @@ func (s *Session) deliver(p []byte, arrived time.Time) {
 		s.Reset(wire.ReasonRst, "peer sent data after FIN")
 		return
 	}
-	if s.avail -= int64(len(p)); s.avail < 0 {
+	if s.avail -= int64(size); s.avail < 0 {
 		over := -s.avail
 		s.mu.Unlock()
 		s.Reset(wire.ReasonOverflow, fmt.Sprintf("%d bytes beyond the credit", over))
@@ -47,19 +55,26 @@ func (s *Session) deliver(p []byte, arrived time.Time) {
 	s.touch()
 	var grant uint32
 	if s.ep != nil && s.raw != nil && !s.draining {
-		n, err := s.raw.writeSome(p)
+		n, err := s.raw.writeMany(parts)
 		s.obs().WriteTime(time.Since(arrived))
 		if err != nil {
 			s.mu.Unlock()
 			s.localWriteFailed(err)
 			return
 		}
-		grant = s.wroteLocked(p[:n])
-		p = p[n:]
+		size -= n
+		for i, p := range parts {
+			m := min(n, len(p))
+			grant += s.wroteLocked(p[:m])
+			parts[i] = p[m:]
+			n -= m
+		}
 	}
-	if len(p) > 0 {
-		s.q.push(p)
-		s.backlog.Add(int64(len(p)))
+	if size > 0 {
+		for _, p := range parts {
+			s.q.push(p)
+		}
+		s.backlog.Add(int64(size))
 		if s.ep != nil && !s.draining {
 			s.startDrainLocked()
 		}

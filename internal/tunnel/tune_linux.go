@@ -45,15 +45,38 @@ func control(raw syscall.RawConn, userTimeout time.Duration) {
 // setCongestion is best effort: a kernel has an algorithm or not, and may keep
 // it from processes without CAP_NET_ADMIN (net.ipv4.tcp_allowed_congestion_control).
 func setCongestion(raw syscall.RawConn, name string) {
-	switch name {
-	case CongestionSystem:
+	if name == CongestionSystem {
 		return
-	case CongestionAuto, "":
-		name = "bbr"
 	}
 	_ = raw.Control(func(fd uintptr) {
+		if name == CongestionAuto || name == "" {
+			system, _ := unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+			name = congestionFor(rtt(fd), system)
+		}
 		_ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, name)
 	})
+}
+
+// congestionFor is what CongestionAuto means for a peer that is rtt away, 0 for
+// unknown, when the system has the given algorithm.
+func congestionFor(rtt time.Duration, system string) string {
+	switch {
+	case rtt == 0 || rtt >= nearRTT:
+		return "bbr"
+	case system == "bbr":
+		return "cubic"
+	}
+	return system
+}
+
+// rtt returns the smallest round trip that the kernel has seen on the
+// connection, the handshake's among them; 0 when it does not tell.
+func rtt(fd uintptr) time.Duration {
+	i, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil || i.Min_rtt == 1<<32-1 {
+		return 0
+	}
+	return time.Duration(i.Min_rtt) * time.Microsecond
 }
 
 // CongestionControl returns the name of the algorithm that the kernel uses for

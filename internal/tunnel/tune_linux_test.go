@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // What the kernel has decides; what it has not leaves the socket as it was.
@@ -27,8 +28,9 @@ func TestCongestionControl(t *testing.T) {
 		}
 		return system
 	}
+	near := congestionFor(time.Microsecond, system) // loopback
 	for name, want := range map[string]string{
-		"": have("bbr"), CongestionAuto: have("bbr"), CongestionSystem: system, "reno": have("reno"), "no-such-thing": system,
+		"": have(near), CongestionAuto: have(near), CongestionSystem: system, "reno": have("reno"), "no-such-thing": system,
 	} {
 		a, _ := tcpPair(t)
 		TuneLink(a, 0, name)
@@ -42,6 +44,37 @@ func TestCongestionControl(t *testing.T) {
 	if got := CongestionControl(&native{}); got != "" {
 		t.Errorf("no socket: %q", got)
 	}
+}
+
+// How far the peer is decides what auto means.
+func TestCongestionFor(t *testing.T) {
+	for _, c := range []struct {
+		rtt    time.Duration
+		system string
+		want   string
+	}{
+		{0, "cubic", "bbr"}, // unknown
+		{40 * time.Millisecond, "cubic", "bbr"},
+		{time.Millisecond, "cubic", "bbr"},
+		{time.Millisecond, "bbr", "bbr"},
+		{999 * time.Microsecond, "cubic", "cubic"},
+		{50 * time.Microsecond, "dctcp", "dctcp"},
+		{50 * time.Microsecond, "bbr", "cubic"},
+	} {
+		if got := congestionFor(c.rtt, c.system); got != c.want {
+			t.Errorf("%v away, system %s: %s, want %s", c.rtt, c.system, got, c.want)
+		}
+	}
+	a, _ := tcpPair(t)
+	raw, err := a.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if d := rtt(fd); d <= 0 || d > time.Second {
+			t.Errorf("loopback is %v away", d)
+		}
+	})
 }
 
 func TestCheckCongestionControl(t *testing.T) {

@@ -28,6 +28,9 @@ var (
 	errWSMask  = errors.New("websocket: wrong masking")
 )
 
+// maxWSHeader is the size of a frame header with an 8-byte length and a mask.
+const maxWSHeader = 14
+
 // messagesSize is how many bytes of messages are collected before they are
 // written: a batch of the link's writer may be that long.
 const messagesSize = 32 << 10
@@ -59,11 +62,12 @@ type webSocket struct {
 	client bool // we mask; the peer does not
 
 	// Owned by the reading goroutine.
-	br   *bufio.Reader
-	left uint64 // payload bytes of the current message still to read
-	mask [4]byte
-	pos  uint64 // into mask
-	eof  bool   // the peer sent a close frame
+	br    *bufio.Reader
+	left  uint64 // payload bytes of the current message still to read
+	mask  [4]byte
+	pos   uint64 // into mask
+	eof   bool   // the peer sent a close frame
+	ahead aheadReader
 
 	// Owned by the writing goroutine.
 	buf  *[]byte       // messages not yet written; from messages, nil between batches
@@ -97,6 +101,7 @@ func NewWebSocket(conn net.Conn, r io.Reader, flush func() error, client bool) C
 		r = conn
 	}
 	c := &webSocket{Conn: conn, flush: flush, client: client}
+	c.ahead = newAheadReader(conn)
 	c.br = bufio.NewReaderSize(r, 4<<10)
 	if client {
 		var seed [32]byte
@@ -131,6 +136,24 @@ func (c *webSocket) Read(p []byte) (int, error) {
 	}
 	c.left -= uint64(n)
 	return n, err
+}
+
+// readAhead reads of the current message, or of the next one, what is there.
+func (c *webSocket) readAhead(p []byte) int { return c.ahead.during(c.readNow, p) }
+
+// readNow is Read for when reading does not wait. It begins a new message only
+// with its header all there and only when that is data.
+func (c *webSocket) readNow(p []byte) (int, error) {
+	if c.left == 0 {
+		h, err := c.br.Peek(maxWSHeader)
+		if err != nil {
+			return 0, err
+		}
+		if op := h[0] & 0x0f; op != wsBinary && op != wsContinuation {
+			return 0, nil
+		}
+	}
+	return c.Read(p)
 }
 
 // next reads one frame header and, for control frames, the whole frame.
