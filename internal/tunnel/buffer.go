@@ -11,7 +11,7 @@ import (
 // the buffer exactly as they go onto the wire: read once, copied never.
 const (
 	smallQuantum = 4 << 10
-	maxQuantum   = 4 * wire.MaxFrame
+	maxQuantum   = maxParts * wire.MaxFrame
 )
 
 // frames is a buffer of encoded DATA frames of one session.

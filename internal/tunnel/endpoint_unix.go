@@ -27,7 +27,7 @@ type rawSocket struct {
 	readyFn func(fd uintptr) bool // likewise
 	want    int                   // bytes
 	got     *frames
-	iov     [4][]byte
+	iov     [maxParts][]byte
 	n       int
 	readErr error
 

@@ -13,8 +13,8 @@ import (
 
 // Sizes of a link's read buffer in bytes. An idle link has two TLS records,
 // because crypto/tls returns at most one per call and the rest of a frame may
-// be in the next. One in bulk has what deliver takes at once and a record
-// more, from a pool.
+// be in the next. One in bulk has what deliver takes at once, from a
+// pool.
 const (
 	readSize  = 2 * wire.MaxFrame
 	burstSize = maxParts * wire.MaxFrame
@@ -30,7 +30,7 @@ type input struct {
 	burst   *[burstSize]byte // from bursts, while bulk flows
 	buf     []byte           // base or burst
 	r, w    int              // unread bytes are buf[r:w]
-	bulk    bool             // the last read was a large one
+	last    int              // bytes that the last fill found
 	parts   [maxParts][]byte // of deliver
 	arrived time.Time        // when the newest bytes were read
 }
@@ -48,10 +48,10 @@ func (in *input) makeRoom() {
 	from := in.buf[in.r:in.w]
 	spent := in.burst
 	switch {
-	case in.bulk && in.burst == nil:
+	case in.bulk() && in.burst == nil:
 		in.burst = bursts.Get().(*[burstSize]byte)
 		in.buf = in.burst[:]
-	case !in.bulk && in.burst != nil && len(from) < readSize:
+	case !in.bulk() && in.burst != nil && len(from) < readSize:
 		in.burst, in.buf = nil, in.base
 	default:
 		spent = nil
@@ -65,28 +65,32 @@ func (in *input) makeRoom() {
 	}
 }
 
+// bulk reports whether what arrives is worth a large buffer, and a look for
+// more of it, which costs a system call when there is none.
+func (in *input) bulk() bool { return in.last >= wire.MaxFrame/2 }
+
 // fill reads more bytes, making room first.
 func (in *input) fill(l *Link) error {
 	in.makeRoom()
-	if in.bulk {
+	if in.last > coalesceBytes {
 		// As source does after bulk, and no sooner: what was read should be
 		// passed on while it is in this core's cache.
 		runtime.Gosched()
 	}
 	n, err := in.c.Read(in.buf[in.w:])
 	in.w += n
-	for in.burst != nil && in.ahead != nil && n > 0 && in.w < len(in.buf) {
+	in.last = n
+	for in.bulk() && in.burst != nil && in.ahead != nil && in.w < len(in.buf) {
 		more := in.ahead.readAhead(in.buf[in.w:])
 		if more == 0 {
 			break
 		}
 		in.w += more
-		n += more
+		in.last += more
 	}
-	in.bulk = n > coalesceBytes
-	if n > 0 {
+	if in.last > 0 {
 		in.arrived = time.Now()
-		l.recvd.Add(uint64(n))
+		l.recvd.Add(uint64(in.last))
 		return nil
 	}
 	if err == nil {

@@ -26,7 +26,7 @@ func sockets(ep *Endpoint) (raw, below *rawSocket) {
 }
 
 // maxParts is how many frames deliver takes at once.
-const maxParts = 4
+const maxParts = 8
 
 // deliver takes the payloads of at most maxParts frames from the link's reader.
 // They are valid only during the call, and so is parts, which it changes.

@@ -11,7 +11,7 @@ import (
 
 // What a session tries to read at once: more while reads fill the buffer, less
 // when they leave most of it empty.
-var quanta = [...]int{smallQuantum - wire.HeaderLen, wire.MaxData, maxQuantum - 4*wire.HeaderLen}
+var quanta = [...]int{smallQuantum - wire.HeaderLen, wire.MaxData, maxQuantum - maxParts*wire.HeaderLen}
 
 // source reads the local side and sends it until its end, an error, or the end
 // of the session. It reports whether the local side ended in order.
