@@ -221,8 +221,25 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.watch(ctx); err != nil {
 		return err
 	}
-	if h.InsecureNoAuth {
-		h.logger.Warn("insecure_no_auth: whoever reaches this handler is served, if policy allows its address")
+	return h.tellInsecure(ctx)
+}
+
+// tellInsecure says which protections the configuration gives up.
+func (h *Handler) tellInsecure(ctx caddy.Context) error {
+	for _, o := range []struct {
+		on           bool
+		name, danger string
+	}{
+		{h.InsecureNoAuth, "insecure_no_auth", "whoever reaches this handler is served, if policy allows its address"},
+		{h.InsecurePlaintext, "insecure_plaintext", "whoever listens on the way to the directory learns the bind password"},
+		{h.InsecureSkipVerify, "tls_insecure_skip_verify", "whoever stands on the way to the directory learns the bind password"},
+	} {
+		if !o.on {
+			continue
+		}
+		if err := nowconnect.TellInsecure(ctx, h, o.name, o.danger); err != nil {
+			return err
+		}
 	}
 	return nil
 }
