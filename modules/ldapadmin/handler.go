@@ -117,6 +117,11 @@ type Handler struct {
 	// Default: 256.
 	MaxRequests int `json:"max_requests,omitempty"`
 
+	// MaxRequestsPerCaller bounds those of one caller; more get a 503. Less than
+	// MaxRequests leaves room for others beside a caller that sends as much as it
+	// can. Default: half of MaxRequests.
+	MaxRequestsPerCaller int `json:"max_requests_per_caller,omitempty"`
+
 	// MinConnections and MaxConnections bound the connections to the directory:
 	// those kept open while idle, and all. Default: 2 and 8.
 	MinConnections int `json:"min_connections,omitempty"`
@@ -144,6 +149,7 @@ type Handler struct {
 	backend  *backend
 	keeper   *keeper
 	places   chan struct{} // one per request being served
+	callers  callers       // whose they are
 	keeperID string        // empty until taken from the pool
 	names    names
 	unknown  *nowconnect.LogLimiter // of callers that nobody knows
@@ -264,6 +270,7 @@ func (h *Handler) setDefaults() {
 	setDefault(&h.MaxBody, defaultMaxBody)
 	setDefault(&h.MaxMembers, defaultMaxMembers)
 	setDefault(&h.MaxRequests, defaultMaxRequests)
+	setDefault(&h.MaxRequestsPerCaller, (h.MaxRequests+1)/2)
 	setDefault(&h.Timeout, caddy.Duration(defaultTimeout))
 	setDefault(&h.IdempotencyTTL, caddy.Duration(defaultTTL))
 }

@@ -1,6 +1,7 @@
 package ldapadmin_test
 
 import (
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -65,6 +66,68 @@ func TestRefusals(t *testing.T) {
 	p := w.do(request{method: "PUT", path: path("cn=locked,"+w.d.PeopleDN, u(4))}).problem(t, 403, "denied")
 	if p.LDAPCode == nil || *p.LDAPCode != 50 || p.LDAPName != "insufficientAccessRights" {
 		t.Errorf("%+v", p)
+	}
+}
+
+// One caller that sends as much as it can, while the directory is stuck, leaves
+// room for others, and all together stay within the bound of the handler.
+func TestRequestsAreBounded(t *testing.T) {
+	const others = "other"
+	w := start(t, options{
+		front: "basic_auth /ldap/* {\n\t\t" + caller + " " + callerHash + "\n\t\t" + others + " " + callerHash + "\n\t}",
+		lines: []string{"max_requests 3", "max_requests_per_caller 2"},
+	})
+	read := func(user string) (reply, error) {
+		req, err := http.NewRequest(http.MethodGet, "http://"+w.HTTP+path(w.group("team")), nil)
+		if err != nil {
+			return reply{}, err
+		}
+		req.SetBasicAuth(user, password)
+		r, _, err := w.exchange(req, "")
+		return r, err
+	}
+	if r, err := read(others); err != nil || r.status != 200 {
+		t.Fatalf("%d %s %v", r.status, r.body, err)
+	}
+	w.d.Process.Signal(syscall.SIGSTOP)
+	t.Cleanup(func() { w.d.Process.Signal(syscall.SIGCONT) })
+	answers := make(chan reply, 10)
+	send := func(user string, n int) {
+		for range n {
+			go func() {
+				r, err := read(user)
+				if err != nil {
+					t.Error(err)
+				}
+				answers <- r
+			}()
+		}
+	}
+	refused := func(n int, why string) {
+		t.Helper()
+		for range n {
+			r := <-answers
+			p := r.problem(t, 503, "busy")
+			if p.Detail != why+" are being served" && p.Detail != why+" of this caller are being served" {
+				t.Errorf("%q, want %s", p.Detail, why)
+			}
+		}
+	}
+	send(caller, 6)
+	refused(4, "max_requests_per_caller")
+	send(others, 2)
+	refused(1, "max_requests")
+	w.d.Process.Signal(syscall.SIGCONT)
+	for range 3 {
+		if r := <-answers; r.status != 200 {
+			t.Errorf("%d %s", r.status, r.body)
+		}
+	}
+	// And the places are free again.
+	for _, user := range []string{caller, caller, caller, others} {
+		if r, err := read(user); err != nil || r.status != 200 {
+			t.Errorf("%d %s %v", r.status, r.body, err)
+		}
 	}
 }
 
