@@ -227,6 +227,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.watch(ctx); err != nil {
 		return err
 	}
+	app.AddCheck(h.examine)
 	return h.tellInsecure(ctx)
 }
 
