@@ -4,14 +4,17 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddytest"
@@ -131,6 +134,57 @@ func TestEveryOptionHasAGolden(t *testing.T) {
 	for _, o := range options {
 		if !regexp.MustCompile(`(?m)^\s*` + o + `\b`).MatchString(all) {
 			t.Errorf("no golden uses the option %s", o)
+		}
+	}
+}
+
+// Every field of every module, guests included, is in the JSON of some golden
+// file: an option of the Caddyfile that nobody has tried, or that sets nothing,
+// shows here.
+func TestEveryFieldHasAGolden(t *testing.T) {
+	files, _ := filepath.Glob("testdata/adapt/*.caddyfiletest")
+	var outputs strings.Builder
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, output, _ := strings.Cut(string(b), separator)
+		outputs.WriteString(output)
+	}
+	fields := make(map[string]string) // whose it is, by name
+	seen := make(map[reflect.Type]bool)
+	var walk func(t reflect.Type)
+	walk = func(t reflect.Type) {
+		switch t.Kind() {
+		case reflect.Pointer, reflect.Slice, reflect.Map:
+			walk(t.Elem())
+		case reflect.Struct:
+			if seen[t] || !strings.HasPrefix(t.PkgPath(), "github.com/nowconnect/nowconnect/") {
+				return
+			}
+			seen[t] = true
+			for f := range t.Fields() {
+				if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); f.IsExported() && name != "" && name != "-" {
+					fields[name] = t.String()
+					walk(f.Type)
+				}
+			}
+		}
+	}
+	for _, m := range caddy.Modules() {
+		info, err := caddy.GetModule(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		walk(reflect.TypeOf(info.New()))
+	}
+	if len(fields) < 80 {
+		t.Errorf("only %d fields found", len(fields))
+	}
+	for name, owner := range fields {
+		if !strings.Contains(outputs.String(), fmt.Sprintf("%q:", name)) {
+			t.Errorf("no golden has the field %s of %s", name, owner)
 		}
 	}
 }

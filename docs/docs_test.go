@@ -2,6 +2,7 @@
 package docs
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -66,6 +67,40 @@ func TestMetricsPage(t *testing.T) {
 	agent.LinkUp(0, false)
 	compareMetrics(t, page, "hub", hub.Collector(idle{}))
 	compareMetrics(t, page, "agent", agent)
+}
+
+// The metrics of modules that have collectors of their own, with all of the
+// repository's code to find them in.
+func TestOtherMetricsOnThePage(t *testing.T) {
+	onPage := map[string]bool{}
+	for _, row := range table(t, readPage(t, "reference/metrics.md"), "others") {
+		onPage[strings.Trim(row[0], "`")] = true
+	}
+	name := regexp.MustCompile(`\bName:\s+"(nowconnect_[a-z_]+)"`)
+	for _, dir := range []string{"../internal", "../modules"} {
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() || filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			for _, m := range name.FindAllStringSubmatch(string(b), -1) {
+				if !onPage[m[1]] {
+					t.Errorf("%s has %s, the page does not", path, m[1])
+				}
+				delete(onPage, m[1])
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := range onPage {
+		t.Errorf("%s is on the page and nowhere else", n)
+	}
 }
 
 func compareMetrics(t *testing.T, page, name string, c prometheus.Collector) {

@@ -139,7 +139,7 @@ func TestAgentFiles(t *testing.T) {
 func TestAlerts(t *testing.T) {
 	known := map[string]bool{}
 	metrics := readPage(t, "reference/metrics.md") // itself held to the collectors
-	for _, name := range []string{"hub", "agent"} {
+	for _, name := range []string{"hub", "agent", "others"} {
 		for _, row := range table(t, metrics, name) {
 			n := strings.Trim(row[0], "`")
 			known[n] = true

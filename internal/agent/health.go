@@ -50,6 +50,7 @@ func newHealthPort(a *Agent) *healthPort {
 	}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(a.metrics, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	reg.MustRegister(insecureGauge(a.insecure()))
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", h.healthz)
 	mux.HandleFunc("GET /readyz", h.readyz)
@@ -63,6 +64,19 @@ func newHealthPort(a *Agent) *healthPort {
 	// One request per connection: it bounds how long each may live.
 	h.http.SetKeepAlivesEnabled(false)
 	return h
+}
+
+// insecureGauge shows what the log said at the start, for whoever did not read
+// it then.
+func insecureGauge(on bool) prometheus.Gauge {
+	g := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "nowconnect_agent_insecure",
+		Help: "1 when the hub is reached without TLS over a network, else 0.",
+	})
+	if on {
+		g.Set(1)
+	}
+	return g
 }
 
 func (h *healthPort) listen() error {

@@ -105,7 +105,7 @@ func TestHealthOverHTTP(t *testing.T) {
 	_, before := a.get(t, "/metrics")
 	for _, want := range []string{
 		`nowconnect_agent_sessions_total{connector="echo"} 0`, `nowconnect_agent_link_up{link="0"} 0`,
-		`nowconnect_agent_bytes_total{connector="echo",direction="c2a"} 0`, "go_goroutines ",
+		`nowconnect_agent_bytes_total{connector="echo",direction="c2a"} 0`, "go_goroutines ", "nowconnect_agent_insecure 0",
 	} {
 		if !strings.Contains(before, want) {
 			t.Errorf("/metrics lacks %s", want)

@@ -163,11 +163,14 @@ func (a *Agent) Ready() bool {
 	return false
 }
 
+// insecure reports whether the hub is reached without TLS over a network.
+func (a *Agent) insecure() bool { return !a.dialer.hub.tls && !a.dialer.hub.loopback }
+
 func (a *Agent) logStart() {
 	for _, w := range a.cfg.Warnings {
 		a.log.Warn("configuration: " + w)
 	}
-	if !a.dialer.hub.tls && !a.dialer.hub.loopback {
+	if a.insecure() {
 		a.log.Warn("INSECURE: the hub is reached without TLS; the token and all traffic can be read and changed on the way",
 			zap.Stringer("hub", a.dialer.hub))
 	}

@@ -528,7 +528,7 @@ func TestInsecureIsLoud(t *testing.T) {
 	core, logs := observer.New(zapcore.DebugLevel)
 	a, err := New(Config{
 		URL: "http://192.0.2.1", AgentID: "a", TokenFile: writeToken(t, testToken), Insecure: true,
-		Targets: map[string]Target{"e": {"h", 1}},
+		Targets: map[string]Target{"e": {"h", 1}}, HealthAddr: testpeer.FreeAddr(t),
 	}, zap.New(core))
 	if err != nil {
 		t.Fatal(err)

@@ -37,6 +37,8 @@ func init() {
 //   - `GET /nowconnect/agents`: agents with their links, and connectors.
 //   - `GET /nowconnect/sessions?connector=<name>`: live sessions, of one
 //     connector or of all.
+//   - `GET /nowconnect/doctor`: look whether what the configuration leads to is as
+//     it says: agents, and the directories of `ldap_admin`.
 //   - `POST /nowconnect/sessions/revoke`: end live sessions. The body is JSON with
 //     one or more of `cid`, `connector`, `agent` and `source` (an address or a
 //     network), all of which must hold, and optionally a `reason` for the audit;
@@ -65,6 +67,7 @@ func (API) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{
 		{Pattern: "/nowconnect/agents", Handler: get(agents)},
 		{Pattern: "/nowconnect/sessions", Handler: get(sessions)},
+		{Pattern: "/nowconnect/doctor", Handler: get(doctor)},
 		{Pattern: "/nowconnect/sessions/revoke", Handler: post(revoke)},
 		{Pattern: "/nowconnect/reevaluate", Handler: post(reevaluate)},
 		{Pattern: "/nowconnect/drain", Handler: post(drain)},

@@ -104,7 +104,7 @@ func TestDrain(t *testing.T) {
 func TestWithoutTheApp(t *testing.T) {
 	h := hubtest.New(t)
 	h.Load(h.Expand("{\n\tadmin unix/$ADMIN\n\tpersist_config off\n}"))
-	for path, method := range map[string]string{"/nowconnect/agents": "GET", "/nowconnect/sessions": "GET", "/nowconnect/drain": "POST", "/nowconnect/sessions/revoke": "POST", "/nowconnect/reevaluate": "POST"} {
+	for path, method := range map[string]string{"/nowconnect/agents": "GET", "/nowconnect/sessions": "GET", "/nowconnect/doctor": "GET", "/nowconnect/drain": "POST", "/nowconnect/sessions/revoke": "POST", "/nowconnect/reevaluate": "POST"} {
 		if status, body := h.AdminDo(method, path, asJSON, "{}"); status != 503 || !strings.Contains(body, "no nowconnect app is running") {
 			t.Errorf("%s: %d %s", path, status, body)
 		}
@@ -170,6 +170,26 @@ func TestCommands(t *testing.T) {
 	config := h.Write("Caddyfile", h.Caddyfile(hubtest.Basic, "", ""))
 	if out, err := run(t, "drain", "--config", config, "--adapter", "caddyfile", "--timeout", "1s"); err != nil || !strings.Contains(out, `"links": 1`) {
 		t.Errorf("drain: %v %s", err, out)
+	}
+}
+
+// What the doctor finds about directories is tested in modules/ldapadmin.
+func TestDoctor(t *testing.T) {
+	h := hubtest.Start(t)
+	address := "--address=unix/" + h.Admin
+	const ill = `"place": "echo",
+			"what": "agent",
+			"ok": false,
+			"detail": "no agent that may serve it is connected"`
+	if out, err := run(t, "doctor", address); err == nil || !strings.Contains(err.Error(), "not everything is as the configuration says") || !strings.Contains(out, ill) {
+		t.Errorf("without an agent: %v %s", err, out)
+	}
+	h.Agent(nil)
+	if out, err := run(t, "doctor", address); err != nil || !strings.Contains(out, `"ok": true`) || !strings.Contains(out, `"target": "premise-1"`) {
+		t.Errorf("with an agent: %v %s", err, out)
+	}
+	if status, body := h.AdminDo("POST", "/nowconnect/doctor", asJSON, "{}"); status != 405 {
+		t.Errorf("POST: %d %s", status, body)
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "nowconnect",
-		Usage: "agents|sessions|revoke|reevaluate|drain",
+		Usage: "agents|sessions|doctor|revoke|reevaluate|drain",
 		Short: "Asks a running hub about agents and sessions, ends sessions, or drains it",
 		Long:  `Talks to the admin endpoint of a running Caddy with the nowconnect app.`,
 		CobraFunc: func(parent *cobra.Command) {
@@ -49,6 +49,19 @@ func Commands() []caddycmd.Command {
 			CobraFunc: runs(sessionsRequest, func(cmd *cobra.Command) {
 				cmd.Flags().String("connector", "", "Only sessions of this connector")
 			}),
+		},
+		{
+			Name:  "doctor",
+			Usage: "[--config <path> [--adapter <name>]] [--address <interface>]",
+			Short: "Looks whether agents and directories are as the configuration says",
+			Long: `
+Has the hub look at what its configuration leads to, and prints what it found:
+whether each connector has an agent, and, for each directory of ldap_admin,
+whether it can be reached and takes the account, what its schema has, and whether
+the groups and the places of members can be read. Nothing is written. The exit
+status is 0 if all of it is well.
+` + addressHelp,
+			CobraFunc: runs(doctorRequest, nil),
 		},
 		{
 			Name:  "revoke",
@@ -104,6 +117,8 @@ in the configuration given with --config, or Caddy's default.
 type request struct {
 	method, uri string
 	body        io.Reader // JSON; nil for none
+
+	verdict func(answer []byte) error // nil: any answer is a good one
 }
 
 // runs makes the part of a command that sets its flags and sends its request.
@@ -133,6 +148,10 @@ func agentsRequest(caddycmd.Flags) (request, error) {
 	return request{method: http.MethodGet, uri: "/nowconnect/agents"}, nil
 }
 
+func doctorRequest(caddycmd.Flags) (request, error) {
+	return request{method: http.MethodGet, uri: "/nowconnect/doctor", verdict: wellness}, nil
+}
+
 func sessionsRequest(fl caddycmd.Flags) (request, error) {
 	uri := "/nowconnect/sessions"
 	if name := fl.String("connector"); name != "" {
@@ -150,7 +169,7 @@ func drainCommandRequest(fl caddycmd.Flags) (request, error) {
 // change makes a request with a JSON body.
 func change(uri string, v any) (request, error) {
 	body, err := json.Marshal(v)
-	return request{http.MethodPost, uri, bytes.NewReader(body)}, err
+	return request{method: http.MethodPost, uri: uri, body: bytes.NewReader(body)}, err
 }
 
 func revokeCommandRequest(fl caddycmd.Flags) (request, error) {
@@ -179,6 +198,9 @@ func ask(fl caddycmd.Flags, r request) error {
 		return err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	_, err = io.Copy(os.Stdout, resp.Body)
-	return err
+	var answer bytes.Buffer
+	if _, err = io.Copy(io.MultiWriter(os.Stdout, &answer), resp.Body); err != nil || r.verdict == nil {
+		return err
+	}
+	return r.verdict(answer.Bytes())
 }

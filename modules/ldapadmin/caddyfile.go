@@ -51,6 +51,7 @@ func (h *Handler) options() map[string]option {
 		"max_body":                 size(&h.MaxBody),
 		"max_members":              count(&h.MaxMembers),
 		"max_requests":             count(&h.MaxRequests),
+		"max_requests_per_caller":  count(&h.MaxRequestsPerCaller),
 		"min_connections":          count(&h.MinConnections),
 		"max_connections":          count(&h.MaxConnections),
 		"idle_time":                duration(&h.IdleTime),
@@ -103,6 +104,7 @@ func Options() []string {
 //		max_body <size>
 //		max_members <count>
 //		max_requests <count>
+//		max_requests_per_caller <count>
 //		min_connections <count>
 //		max_connections <count>
 //		idle_time <duration>

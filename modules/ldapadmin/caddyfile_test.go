@@ -11,7 +11,7 @@ import (
 // many, and with a block; the error names the line.
 func TestEveryOptionIsChecked(t *testing.T) {
 	words := map[string]string{
-		"max_body": "1MiB", "max_members": "1", "max_requests": "1", "min_connections": "1", "max_connections": "1",
+		"max_body": "1MiB", "max_members": "1", "max_requests": "1", "max_requests_per_caller": "1", "min_connections": "1", "max_connections": "1",
 		"idle_time": "1s", "timeout": "1s", "idempotency_ttl": "1s", "max_removals": "5%",
 	}
 	flags := map[string]bool{

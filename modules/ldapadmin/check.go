@@ -102,6 +102,7 @@ func (h *Handler) checkBounds() error {
 		{"max_body", h.MaxBody, 1 << 30},
 		{"max_members", int64(h.MaxMembers), 1_000_000},
 		{"max_requests", int64(h.MaxRequests), 100_000},
+		{"max_requests_per_caller", int64(h.MaxRequestsPerCaller), 100_000},
 		{"min_connections", int64(h.MinConnections), maxPool},
 		{"max_connections", int64(h.MaxConnections), maxPool},
 		{"idle_time", int64(h.IdleTime), 1 << 62},

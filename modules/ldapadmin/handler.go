@@ -117,6 +117,11 @@ type Handler struct {
 	// Default: 256.
 	MaxRequests int `json:"max_requests,omitempty"`
 
+	// MaxRequestsPerCaller bounds those of one caller; more get a 503. Less than
+	// MaxRequests leaves room for others beside a caller that sends as much as it
+	// can. Default: half of MaxRequests.
+	MaxRequestsPerCaller int `json:"max_requests_per_caller,omitempty"`
+
 	// MinConnections and MaxConnections bound the connections to the directory:
 	// those kept open while idle, and all. Default: 2 and 8.
 	MinConnections int `json:"min_connections,omitempty"`
@@ -144,6 +149,7 @@ type Handler struct {
 	backend  *backend
 	keeper   *keeper
 	places   chan struct{} // one per request being served
+	callers  callers       // whose they are
 	keeperID string        // empty until taken from the pool
 	names    names
 	unknown  *nowconnect.LogLimiter // of callers that nobody knows
@@ -221,8 +227,26 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.watch(ctx); err != nil {
 		return err
 	}
-	if h.InsecureNoAuth {
-		h.logger.Warn("insecure_no_auth: whoever reaches this handler is served, if policy allows its address")
+	app.AddCheck(h.examine)
+	return h.tellInsecure(ctx)
+}
+
+// tellInsecure says which protections the configuration gives up.
+func (h *Handler) tellInsecure(ctx caddy.Context) error {
+	for _, o := range []struct {
+		on           bool
+		name, danger string
+	}{
+		{h.InsecureNoAuth, "insecure_no_auth", "whoever reaches this handler is served, if policy allows its address"},
+		{h.InsecurePlaintext, "insecure_plaintext", "whoever listens on the way to the directory learns the bind password"},
+		{h.InsecureSkipVerify, "tls_insecure_skip_verify", "whoever stands on the way to the directory learns the bind password"},
+	} {
+		if !o.on {
+			continue
+		}
+		if err := nowconnect.TellInsecure(ctx, h, o.name, o.danger); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -247,6 +271,7 @@ func (h *Handler) setDefaults() {
 	setDefault(&h.MaxBody, defaultMaxBody)
 	setDefault(&h.MaxMembers, defaultMaxMembers)
 	setDefault(&h.MaxRequests, defaultMaxRequests)
+	setDefault(&h.MaxRequestsPerCaller, (h.MaxRequests+1)/2)
 	setDefault(&h.Timeout, caddy.Duration(defaultTimeout))
 	setDefault(&h.IdempotencyTTL, caddy.Duration(defaultTTL))
 }

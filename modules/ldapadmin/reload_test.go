@@ -103,6 +103,41 @@ func TestWaysToTheDirectory(t *testing.T) {
 	}
 }
 
+// What does without a protection is in the log when it is loaded, and in the
+// metrics for as long as a configuration in force has it.
+func TestInsecureOptionsAreLoud(t *testing.T) {
+	w := start(t, options{})
+	series := func(option string) string {
+		return fmt.Sprintf("nowconnect_insecure{module=\"http.handlers.ldap_admin\",option=%q} ", option)
+	}
+	all := []string{"insecure_plaintext", "tls_insecure_skip_verify", "insecure_no_auth"}
+	for _, tt := range []struct{ lines, on []string }{
+		{nil, nil},
+		{[]string{"insecure_plaintext", "insecure_no_auth"}, []string{"insecure_plaintext", "insecure_no_auth"}},
+		{[]string{"insecure_no_auth", "tls ldaps", "tls_insecure_skip_verify"}, []string{"insecure_no_auth", "tls_insecure_skip_verify"}},
+		{nil, nil},
+	} {
+		before := len(w.Logged())
+		w.reload(func(o *options) {
+			o.to, o.lines = nil, nil
+			if tt.lines != nil {
+				o.to, o.lines = []string{"connector ldaps"}, tt.lines
+			}
+		})
+		for _, option := range all {
+			want := slices.Contains(tt.on, option)
+			// The configuration from before is taken down after the new one is in force.
+			hubtest.Eventually(t, fmt.Sprintf("%s in the metrics: %v", option, want), func() bool {
+				_, body, _ := w.Get("/metrics")
+				return strings.Contains(body, series(option)+"1\n") == want && (want || !strings.Contains(body, series(option)))
+			})
+			if got := strings.Contains(w.Logged()[before:], "INSECURE: "+option); got != want {
+				t.Errorf("%q: INSECURE about %s in the log: %v", tt.lines, option, got)
+			}
+		}
+	}
+}
+
 // What cannot work, or is not safe, does not load, and says why.
 func TestMistakes(t *testing.T) {
 	h := hubtest.New(t)

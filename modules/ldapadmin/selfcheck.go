@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/nowconnect/nowconnect/internal/ldapgroup"
+	"github.com/nowconnect/nowconnect/modules/nowconnect"
 )
 
 // The self-check waits for a directory that is not there yet: after a start
@@ -91,6 +92,20 @@ func (h *Handler) selfCheck(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// examine looks at the directory for an operator who asks now.
+func (h *Handler) examine(ctx context.Context) []nowconnect.Finding {
+	if !h.backend.acquire() {
+		return nil // the configuration is on its way out
+	}
+	defer h.backend.release()
+	report, _ := h.backend.engine.Check(ctx) // whose last finding is the error
+	found := make([]nowconnect.Finding, len(report.Findings))
+	for i, f := range report.Findings {
+		found[i] = nowconnect.Finding{Place: h.name, What: f.What, Target: f.Target, OK: f.OK, Detail: f.Detail}
+	}
+	return found
 }
 
 func (h *Handler) logReport(r *ldapgroup.Report) {

@@ -71,6 +71,11 @@ func (h *Handler) admit(w http.ResponseWriter, q *request) (resp *response) {
 	if q.target.op == opSpec {
 		return specResponse(h.PathPrefix)
 	}
+	who := callerID{q.subject.Type, q.subject.ID}
+	if !h.callers.enter(who, h.MaxRequestsPerCaller) {
+		return h.refuse(q, newProblem(http.StatusServiceUnavailable, codeBusy, "max_requests_per_caller of this caller are being served").again())
+	}
+	defer h.callers.leave(who)
 	select {
 	case h.places <- struct{}{}:
 		defer func() { <-h.places }()

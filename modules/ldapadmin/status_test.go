@@ -1,6 +1,7 @@
 package ldapadmin_test
 
 import (
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/nowconnect/nowconnect/internal/groupapi"
 	"github.com/nowconnect/nowconnect/modules/internal/hubtest"
+	"github.com/nowconnect/nowconnect/modules/nowconnect"
 )
 
 func TestRefusals(t *testing.T) {
@@ -65,6 +67,68 @@ func TestRefusals(t *testing.T) {
 	p := w.do(request{method: "PUT", path: path("cn=locked,"+w.d.PeopleDN, u(4))}).problem(t, 403, "denied")
 	if p.LDAPCode == nil || *p.LDAPCode != 50 || p.LDAPName != "insufficientAccessRights" {
 		t.Errorf("%+v", p)
+	}
+}
+
+// One caller that sends as much as it can, while the directory is stuck, leaves
+// room for others, and all together stay within the bound of the handler.
+func TestRequestsAreBounded(t *testing.T) {
+	const others = "other"
+	w := start(t, options{
+		front: "basic_auth /ldap/* {\n\t\t" + caller + " " + callerHash + "\n\t\t" + others + " " + callerHash + "\n\t}",
+		lines: []string{"max_requests 3", "max_requests_per_caller 2"},
+	})
+	read := func(user string) (reply, error) {
+		req, err := http.NewRequest(http.MethodGet, "http://"+w.HTTP+path(w.group("team")), nil)
+		if err != nil {
+			return reply{}, err
+		}
+		req.SetBasicAuth(user, password)
+		r, _, err := w.exchange(req, "")
+		return r, err
+	}
+	if r, err := read(others); err != nil || r.status != 200 {
+		t.Fatalf("%d %s %v", r.status, r.body, err)
+	}
+	w.d.Process.Signal(syscall.SIGSTOP)
+	t.Cleanup(func() { w.d.Process.Signal(syscall.SIGCONT) })
+	answers := make(chan reply, 10)
+	send := func(user string, n int) {
+		for range n {
+			go func() {
+				r, err := read(user)
+				if err != nil {
+					t.Error(err)
+				}
+				answers <- r
+			}()
+		}
+	}
+	refused := func(n int, why string) {
+		t.Helper()
+		for range n {
+			r := <-answers
+			p := r.problem(t, 503, "busy")
+			if p.Detail != why+" are being served" && p.Detail != why+" of this caller are being served" {
+				t.Errorf("%q, want %s", p.Detail, why)
+			}
+		}
+	}
+	send(caller, 6)
+	refused(4, "max_requests_per_caller")
+	send(others, 2)
+	refused(1, "max_requests")
+	w.d.Process.Signal(syscall.SIGCONT)
+	for range 3 {
+		if r := <-answers; r.status != 200 {
+			t.Errorf("%d %s", r.status, r.body)
+		}
+	}
+	// And the places are free again.
+	for _, user := range []string{caller, caller, caller, others} {
+		if r, err := read(user); err != nil || r.status != 200 {
+			t.Errorf("%d %s %v", r.status, r.body, err)
+		}
 	}
 }
 
@@ -145,6 +209,62 @@ func TestSelfCheck(t *testing.T) {
 		bad := w.logged("the directory is not as the configuration says")
 		return len(bad) == 1 && bad[0]["what"] == "member_base" && bad[0]["target"] == "ou=nowhere,dc=example,dc=org" && bad[0]["level"] == "error"
 	})
+}
+
+// The doctor tells an operator the same at any time, and of what is in force.
+func TestDoctor(t *testing.T) {
+	w := start(t, options{})
+	ask := func() (ok bool, found map[string]nowconnect.Finding) {
+		t.Helper()
+		status, body := w.AdminDo("GET", "/nowconnect/doctor", "", "")
+		if status != 200 || strings.Contains(body, w.d.ServicePassword) {
+			t.Fatalf("%d %s", status, body)
+		}
+		d := hubtest.JSON[struct {
+			OK       bool
+			Findings []nowconnect.Finding
+		}](t, body)
+		found = make(map[string]nowconnect.Finding)
+		for _, f := range d.Findings {
+			found[f.Place+" "+f.What+" "+f.Target] = f
+		}
+		return d.OK, found
+	}
+	_, found := ask()
+	for _, name := range []string{
+		"directory agent premise-1", "directory connect directory", "directory schema cn=Subschema", "directory member_base " + w.d.PeopleDN,
+		"directory group " + w.d.GroupsDN, "directory group cn=whole," + w.d.GroupsDN,
+	} {
+		if f, there := found[name]; !there || !f.OK {
+			t.Errorf("%s: %+v in %v", name, f, found)
+		}
+	}
+	if f := found["directory connect directory"]; !strings.Contains(f.Detail, "openldap") {
+		t.Errorf("%+v", f)
+	}
+
+	w.reload(func(o *options) {
+		o.lines = []string{"members_below ou=nowhere,dc=example,dc=org", "groups_below cn=absent," + w.d.GroupsDN}
+	})
+	ok, found := ask()
+	for name, want := range map[string]string{
+		"directory member_base ou=nowhere,dc=example,dc=org": "noSuchObject",
+		"directory group cn=absent," + w.d.GroupsDN:          "noSuchObject",
+	} {
+		if f := found[name]; ok || f.OK || !strings.Contains(f.Detail, want) {
+			t.Errorf("%s: %+v in %v", name, f, found)
+		}
+	}
+	if _, old := found["directory member_base "+w.d.PeopleDN]; old {
+		t.Errorf("the configuration from before is looked at: %v", found)
+	}
+
+	w.Write("ldap.password", "wrong\n")
+	w.reload(func(o *options) { o.lines = []string{"max_connections 4"} }) // new connections
+	ok, found = ask()
+	if f := found["directory connect directory"]; ok || f.OK || !strings.Contains(f.Detail, "invalidCredentials") {
+		t.Errorf("with a wrong password: %+v in %v", f, found)
+	}
 }
 
 // No secret is in a log or in the configuration that Caddy shows.

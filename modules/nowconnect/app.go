@@ -119,6 +119,7 @@ type App struct {
 	engines   []*engine     // all policy modules
 	cfg       *hub.Config
 	hub       *pooledHub // nil until taken from the pool
+	checks    checks     // of modules that are provisioned later
 	committed atomic.Bool
 	cleaned   atomic.Bool
 }

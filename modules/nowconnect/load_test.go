@@ -17,6 +17,7 @@ const allow = `"pdp": {"engine": "allow_all"}`
 func TestLoadErrors(t *testing.T) {
 	h := hubtest.New(t)
 	h.Write("short", "too-short\n")
+	h.Write("again", hubtest.Token+"\n")
 	h.Write("space", "a secret with spaces in it\n")
 	h.Write("blank", "  \n")
 	t.Setenv("NC_TEST_UNSET", "")
@@ -84,7 +85,8 @@ func TestLoadErrors(t *testing.T) {
 		"token short hash":          {allow + `, "agent_auth": [{"method": "token", "agents": {"a": ["sha256:abcd"]}}]`, `agent "a": secret: sha256: is not followed by 64 hex digits`},
 		"token long hash":           {allow + `, "agent_auth": [{"method": "token", "agents": {"a": ["sha256:` + strings.Repeat("ab", 33) + `"]}}]`, `not followed by 64 hex digits`},
 		"token odd hash":            {allow + `, "agent_auth": [{"method": "token", "agents": {"a": ["sha256:` + strings.Repeat("z", 64) + `"]}}]`, `not followed by 64 hex digits`},
-		"token shared":              {allow + `, "agent_auth": [{"method": "token", "agents": {"a": ["{file.$DIR/token}"], "b": ["` + hubtest.Token + `"]}}]`, `agent "b": a secret that agent "a" already has`},
+		"token shared":              {allow + `, "agent_auth": [{"method": "token", "agents": {"a": ["{file.$DIR/token}"], "b": ["{file.$DIR/again}"]}}]`, `agent "b": a secret that agent "a" already has`},
+		"token in the open":         {allow + `, "agent_auth": [{"method": "token", "agents": {"a": ["` + hubtest.Token + `"]}}]`, `agent "a": a secret stands in the configuration itself, which Caddy shows and stores: write {file.…}`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := h.ValidateJSON([]byte(h.Expand(`{"admin": {"disabled": true}, "apps": {"nowconnect": {` + c.app + `}}}`)))

@@ -30,6 +30,11 @@ func (t *Token) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		if err := nowconnect.CheckName(id); err != nil {
 			return d.Errf("agent: %v", err)
 		}
+		for _, s := range secrets {
+			if err := checkForm(s); err != nil {
+				return d.Errf("agent %q: %v", id, err)
+			}
+		}
 		if _, ok := t.Agents[id]; ok {
 			return d.Errf("agent %q twice: give all its secrets on one line", id)
 		}

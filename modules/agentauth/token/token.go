@@ -17,11 +17,11 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
-	"go.uber.org/zap"
 
 	"github.com/nowconnect/nowconnect/internal/hub"
 	"github.com/nowconnect/nowconnect/modules/nowconnect"
@@ -40,9 +40,9 @@ type Token struct {
 	// change its own without an interruption. A secret is a placeholder such
 	// as `{file./etc/nowconnect/premise-1.token}` or `{env.PREMISE_1_TOKEN}`,
 	// or `sha256:` with the hex digest of the secret, so that the hub's side
-	// need not hold it at all. A secret written here itself works, with a
-	// warning: whoever may read the configuration may read it. At least 16
-	// printable ASCII characters without spaces.
+	// need not hold it at all. A secret written here itself does not load:
+	// Caddy shows its configuration and stores it. At least 16 printable ASCII
+	// characters without spaces.
 	Agents map[string][]string `json:"agents,omitempty"`
 
 	// read-only after Provision
@@ -67,7 +67,7 @@ func (*Token) CaddyModule() caddy.ModuleInfo {
 }
 
 // Provision resolves the secrets and keeps their digests.
-func (t *Token) Provision(ctx caddy.Context) error {
+func (t *Token) Provision(caddy.Context) error {
 	if len(t.Agents) == 0 {
 		return errors.New("no agents: name at least one and its secret")
 	}
@@ -79,10 +79,6 @@ func (t *Token) Provision(ctx caddy.Context) error {
 			return err
 		}
 		for _, s := range t.Agents[id] {
-			if !strings.HasPrefix(s, hashPrefix) && !strings.Contains(s, "{") {
-				ctx.Logger().Warn("a secret stands in the configuration itself, where /config shows it: use {file.…}, {env.…} or sha256:…",
-					zap.String("agent", id))
-			}
 			d, err := resolve(s)
 			if err != nil {
 				return fmt.Errorf("agent %q: %w", id, err)
@@ -100,10 +96,30 @@ func (t *Token) Provision(ctx caddy.Context) error {
 	return nil
 }
 
+// placeholder is what a secret may be. Other text around it would be a part of
+// the secret that the configuration shows.
+var placeholder = regexp.MustCompile(`^\{[^{}]+\}$`)
+
+// errLiteral does not say the value, which is a secret. An option {$NAME} is
+// text by the time that anybody here sees it.
+var errLiteral = errors.New("a secret stands in the configuration itself, which Caddy shows and stores: " +
+	"write {file.…}, {env.…} (not {$…}, which the Caddyfile replaces by its value) or sha256:…")
+
+// checkForm says what is wrong with how a secret is written.
+func checkForm(configured string) error {
+	if configured == "" || strings.HasPrefix(configured, hashPrefix) || placeholder.MatchString(configured) {
+		return nil // what is empty is told better later
+	}
+	return errLiteral
+}
+
 // resolve turns a configured secret into its digest. Its errors name
 // placeholders and lengths, never a value.
 func resolve(configured string) (digest, error) {
 	var d digest
+	if err := checkForm(configured); err != nil {
+		return d, err
+	}
 	s, err := caddy.NewReplacer().ReplaceOrErr(configured, true, true)
 	if err != nil {
 		return d, fmt.Errorf("secret: %w", err)

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -118,7 +119,18 @@ func TestStillValidUnderAnotherConfiguration(t *testing.T) {
 		"only the old one":  {map[string][]string{"premise-1": {first}}, false},
 		"among many agents": {map[string][]string{"premise-0": {other}, "premise-1": {second}}, true},
 	} {
-		if got := provision(t, c.agents).StillValid(id); got != c.valid {
+		agents := make(map[string][]string)
+		for agent, secrets := range c.agents {
+			for i, s := range secrets {
+				if !strings.HasPrefix(s, hashPrefix) {
+					variable := fmt.Sprintf("NC_TEST_%x_%d", agent, i)
+					t.Setenv(variable, s)
+					s = "{env." + variable + "}"
+				}
+				agents[agent] = append(agents[agent], s)
+			}
+		}
+		if got := provision(t, agents).StillValid(id); got != c.valid {
 			t.Errorf("%s: %v", name, got)
 		}
 	}
@@ -167,6 +179,29 @@ func TestPlaintextIsNotKept(t *testing.T) {
 	for _, s := range []string{first, second, other} {
 		if strings.Contains(all, s) {
 			t.Errorf("%q is kept", s)
+		}
+	}
+}
+
+// A secret that stands in the configuration would be on /config and in the
+// autosave: it does not load, and the error does not repeat it.
+func TestLiteralSecretsDoNotLoad(t *testing.T) {
+	t.Setenv("NC_TEST_PART", "of-a-secret-0123456789")
+	for name, s := range map[string]string{
+		"plain":                   first,
+		"around a placeholder":    "part-{env.NC_TEST_PART}",
+		"behind a placeholder":    "{env.NC_TEST_PART}part",
+		"two placeholders":        "{env.NC_TEST_PART}{env.NC_TEST_PART}",
+		"an open brace":           "{" + first,
+		"a digest in other words": "SHA256:" + hex.EncodeToString(sum(first)),
+	} {
+		ctx, cancel := caddy.NewContext(caddy.Context{Context: t.Context()})
+		err := (&Token{Agents: map[string][]string{"premise-1": {s}}}).Provision(ctx)
+		cancel()
+		if err == nil || !strings.Contains(err.Error(), `agent "premise-1": a secret stands in the configuration itself`) {
+			t.Errorf("%s: %v", name, err)
+		} else if strings.Contains(err.Error(), first) {
+			t.Errorf("%s: the error repeats it: %v", name, err)
 		}
 	}
 }

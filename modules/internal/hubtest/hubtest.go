@@ -61,7 +61,7 @@ func New(tb testing.TB) *Hub {
 	h.Write("token", Token+"\n")
 	tb.Cleanup(func() {
 		// caddy.Stop lets the admin endpoint run; a configuration without does not.
-		if err := caddy.Load([]byte(`{"admin": {"disabled": true}}`), true); err != nil {
+		if err := caddy.Load([]byte(`{"admin": {"disabled": true, "config": {"persist": false}}}`), true); err != nil {
 			tb.Error(err)
 		}
 		if err := caddy.Stop(); err != nil {

@@ -176,10 +176,13 @@ func (a *AuthZEN) Provision(ctx caddy.Context) error {
 		},
 	})
 	if a.OnError == onErrorAllow {
-		a.logger.Warn("ON_ERROR ALLOW: whenever the PDP gives no answer, every client is let in; whoever can disturb the PDP or the way to it opens every door")
+		if err := nowconnect.TellInsecure(ctx, a, "on_error allow", "whenever the PDP gives no answer, every client is let in; "+
+			"whoever can disturb the PDP or the way to it opens every door"); err != nil {
+			return err
+		}
 	}
 	if a.Insecure {
-		a.logger.Warn("INSECURE: questions to the PDP may go over plain HTTP, where others can read the bearer token and forge answers")
+		return nowconnect.TellInsecure(ctx, a, "insecure", "questions to the PDP may go over plain HTTP, where others can read the bearer token and forge answers")
 	}
 	return nil
 }

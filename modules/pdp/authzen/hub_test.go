@@ -156,7 +156,10 @@ func TestPDPDecidesWhoConnects(t *testing.T) {
 
 	load("on_error allow")
 	hubtest.RoundTrip(t, h.Dial(), "in spite of it")
-	if !strings.Contains(h.Logged(), "ON_ERROR ALLOW") {
+	if !strings.Contains(h.Logged(), "INSECURE: on_error allow") {
 		t.Error("nobody was warned")
+	}
+	if n := h.Metric(`nowconnect_insecure{module="nowconnect.pdp.authzen",option="on_error allow"}`); n != 1 {
+		t.Errorf("nowconnect_insecure is %v", n)
 	}
 }
