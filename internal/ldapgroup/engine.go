@@ -28,6 +28,7 @@ type Engine struct {
 	queued int               // guarded by mu
 
 	pages snapshots
+	scans scans
 }
 
 // New checks c and returns an Engine. It does not dial: the directory may be

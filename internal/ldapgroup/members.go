@@ -147,10 +147,7 @@ func (s *session) lookup(op string, g *group, ahead map[string]found, ms []*memb
 	if s.e.cfg.Lookup == LookupNever {
 		return nil
 	}
-	var (
-		requests []*ldap.SearchRequest
-		owners   []*member
-	)
+	var waiting []*member
 	for _, m := range ms {
 		if m.err != nil {
 			continue
@@ -159,21 +156,18 @@ func (s *session) lookup(op string, g *group, ahead map[string]found, ms []*memb
 			s.take(g, m, a)
 			continue
 		}
-		for _, r := range s.lookupRequests(g, m) {
-			requests, owners = append(requests, r), append(owners, m)
-		}
+		waiting = append(waiting, m)
 	}
-	var answers []found
-	if len(requests) > 0 {
-		var err error
-		if answers, err = s.searchAll(op, requests); err != nil {
+	if s.each == 0 && len(waiting) > familyMin {
+		// Those show what one by one costs.
+		if err := s.lookupEach(op, g, waiting[:inFlight]); err != nil {
 			return err
 		}
+		waiting = waiting[inFlight:]
 	}
-	for i, a := range answers {
-		if m := owners[i]; m.err == nil {
-			s.take(g, m, a)
-		}
+	s.lookupTogether(op, g, waiting, func(m *member, a found) { s.take(g, m, a) })
+	if err := s.lookupEach(op, g, waiting); err != nil {
+		return err
 	}
 	if err := s.elsewhere(op, g, ms); err != nil {
 		return err
@@ -183,6 +177,35 @@ func (s *session) lookup(op string, g *group, ahead map[string]found, ms []*memb
 			m.err = s.missing(g, m)
 		}
 		m.err = s.placed(g, m, m.err)
+	}
+	return nil
+}
+
+// lookupEach asks for the entry of each member that has none yet.
+func (s *session) lookupEach(op string, g *group, ms []*member) error {
+	var (
+		requests []*ldap.SearchRequest
+		owners   []*member
+	)
+	for _, m := range ms {
+		if m.err != nil || m.found {
+			continue
+		}
+		for _, r := range s.lookupRequests(g, m) {
+			requests, owners = append(requests, r), append(owners, m)
+		}
+	}
+	if len(requests) == 0 {
+		return nil
+	}
+	answers, err := s.searchAll(op, requests)
+	if err != nil {
+		return err
+	}
+	for i, a := range answers {
+		if m := owners[i]; m.err == nil {
+			s.take(g, m, a)
+		}
 	}
 	return nil
 }
