@@ -176,6 +176,7 @@ func (h *Hub) decide(ctx context.Context, s *session, q *question, agent string)
 		h.auditDecision(s, q)
 	}
 	q.agent = agent
+	s.asking.Store(&agent)
 	r := s.request(q.cfg, agent)
 	q.asked = time.Now()
 	q.answer = s.number(q.k.Decider.Decide(ctx, r))
