@@ -86,6 +86,8 @@ func TestPolicyInForceCounts(t *testing.T) {
 	other := r
 	other.path = path(w.group("team"), w.d.UserDN(5))
 	w.do(other).problem(t, 422, "idempotency_key_reused")
+	w.reload(func(o *options) { o.lines = append(o.lines, "groups_below cn=whole,"+w.d.GroupsDN) })
+	w.do(r).problem(t, 403, "forbidden") // no answer from when the group was allowed
 	w.reload(func(o *options) {
 		o.app = "\t\tpdp rules {\n\t\t\tallow self {\n\t\t\t\texpression \"subject_type == 'service'\"\n\t\t\t}\n\t\t}"
 	})

@@ -144,7 +144,7 @@ type requestKey struct{}
 // with it was.
 func (h *Handler) once(ctx context.Context, q *request) (*response, *problem) {
 	var prob *problem
-	key := keepKey{q.subject.Type + "\x00" + q.subject.ID, q.asked.key}
+	key := keepKey{site(q.Request), q.subject.Type + "\x00" + q.subject.ID, q.asked.key}
 	resp, replayed, err := h.keeper.do(ctx, key, digest(q.Request, q.asked.body), func() *response {
 		var resp *response
 		resp, prob = h.carryOut(ctx, q)
@@ -162,6 +162,16 @@ func (h *Handler) once(ctx context.Context, q *request) (*response, *problem) {
 		resp = resp.copyWith("Idempotency-Replayed", "true")
 	}
 	return resp, nil
+}
+
+// site is where a request came in: a user of one site need not be the one who
+// is called the same at another.
+func site(r *http.Request) string {
+	server := ""
+	if s, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+		server = s.Name()
+	}
+	return server + "\x00" + strings.ToLower(r.Host)
 }
 
 // copyWith returns a copy with one more header: kept answers are shared.
