@@ -33,6 +33,9 @@ type Client struct {
 	// Life, when not nil, resets the session when it ends. It is for clients in
 	// this process, whose Conn cannot tell a half-close from a close.
 	Life context.Context
+	// OnDrain, when not nil, is called on a goroutine of its own when a drain
+	// begins while the session is live: who keeps it for later should close it.
+	OnDrain func()
 }
 
 // Outcome tells what became of a client connection.

@@ -139,6 +139,10 @@ func (e *Engine) Close() {
 	e.wait.Wait()
 }
 
+// Retire gives up the connections that there are: the idle ones at once, the
+// others when what they are used for is over. Calls go on, over new ones.
+func (e *Engine) Retire() { e.pool.retire() }
+
 // begin registers a call and bounds its time. end must be called.
 func (e *Engine) begin(ctx context.Context, op, group string) (_ context.Context, end func(), err error) {
 	e.mu.Lock()
