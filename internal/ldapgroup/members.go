@@ -15,6 +15,7 @@ type member struct {
 	action  Action
 	name    name   // what is sent
 	found   bool   // its entry was
+	entry   string // its entry's name; empty until found
 	primary bool   // the group is its primary group
 	err     *Error // why it goes no further
 }
@@ -26,6 +27,18 @@ func (m *member) canonical() string {
 		return m.name.raw
 	}
 	return ""
+}
+
+// called is how the directory calls what was given: the entry's name, or the
+// user name where one was given. It is as given while neither is known.
+func (m *member) called() string {
+	switch {
+	case !m.found:
+		return m.given
+	case strings.Contains(m.given, "="):
+		return m.entry
+	}
+	return m.name.raw
 }
 
 var (
@@ -301,7 +314,7 @@ func (s *session) take(g *group, m *member, a found) {
 			m.err = &Error{Class: ClassForbidden, Err: errIsPlaceholder}
 			return
 		}
-		m.name, m.found = n, true
+		m.name, m.found, m.entry = n, true, entry.DN
 		m.primary = g.primaryOf(entry)
 	}
 }
@@ -327,7 +340,7 @@ func (s *session) takeUser(m *member, entry *ldap.Entry) {
 		m.err = &Error{Class: ClassInvalid, Err: errAmbiguous}
 		return
 	}
-	m.name, m.found = n, true
+	m.name, m.found, m.entry = n, true, entry.DN
 }
 
 // primaryOf reports whether g is the entry's primary group: a membership that

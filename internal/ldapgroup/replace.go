@@ -126,6 +126,12 @@ func (r *replacement) plan(s *session, c *contents) ([]*member, error) {
 	if err := r.lookup(s, have); err != nil {
 		return nil, err
 	}
+	if r.o.Approve != nil {
+		s.close() // asking may take its time
+		if err := r.o.Approve.of(r.wanted.ctx, r.wanted.members); err != nil {
+			return nil, err
+		}
+	}
 	wanted := make(map[string]*member, len(r.wanted.members))
 	var failed, adds, removes []*member
 	for _, m := range r.wanted.members {

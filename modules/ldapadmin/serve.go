@@ -225,13 +225,18 @@ func (h *Handler) test(ctx context.Context, q *request) (*response, *problem) {
 	if member == "" {
 		member = q.target.member
 	}
+	if err := h.approve(q)(ctx, []string{m.Called}, nil); err != nil {
+		return nil, engineProblem(err)
+	}
 	return answer(http.StatusOK, groupapi.TypeJSON, groupapi.Membership{
 		Group: m.CanonicalGroup, Member: member, IsMember: m.IsMember,
 	}), nil
 }
 
 func (h *Handler) change(ctx context.Context, q *request) (*response, *problem) {
-	res, err := h.backend.engine.Change(ctx, q.target.group, q.asked.adds, q.asked.removes, q.asked.change)
+	o := q.asked.change
+	o.Approve = h.approve(q)
+	res, err := h.backend.engine.Change(ctx, q.target.group, q.asked.adds, q.asked.removes, o)
 	if err != nil {
 		return nil, engineProblem(err)
 	}
@@ -239,7 +244,9 @@ func (h *Handler) change(ctx context.Context, q *request) (*response, *problem) 
 }
 
 func (h *Handler) replace(ctx context.Context, q *request) (*response, *problem) {
-	res, err := h.backend.engine.Replace(ctx, q.target.group, q.asked.adds, q.asked.replace)
+	o := q.asked.replace
+	o.Approve = h.approve(q)
+	res, err := h.backend.engine.Replace(ctx, q.target.group, q.asked.adds, o)
 	if err != nil {
 		return nil, engineProblem(err)
 	}
