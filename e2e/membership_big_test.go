@@ -28,7 +28,7 @@ func TestBigGroupOverHTTP(t *testing.T) {
 	for i := range bigGroup {
 		fmt.Fprintf(&seed, "member: uid=u%d,ou=people,dc=example,dc=org\n", i+1)
 	}
-	for _, name := range []string{"batch0", "single0", "batch1", "single1"} {
+	for _, name := range []string{"single0", "batch00", "batch01", "batch02", "single1", "batch10", "batch11", "batch12"} {
 		fmt.Fprintf(&seed, "\ndn: cn=%s,ou=groups,dc=example,dc=org\nobjectClass: groupOfNames\ncn: %[1]s\nmember: cn=admin,dc=example,dc=org\n", name)
 	}
 	s, d, _ := startDirectory(t, testpeer.SlapdOptions{TLS: true, People: bigGroup + bigSync, Seed: []string{seed.String()}},
@@ -99,7 +99,8 @@ func TestBigGroupOverHTTP(t *testing.T) {
 	for i := range batchAdds {
 		all = append(all, d.UserDN(i+1))
 	}
-	// worth tells how much faster a batch is than requests one by one.
+	// worth tells how much faster a batch is than requests one by one, the best
+	// of three: they are over before a busy machine has come to rest.
 	worth := func(run string, singles int) float64 {
 		one := timed(fmt.Sprintf("%d adds one by one", singles), func() error {
 			for _, m := range all[:singles] {
@@ -110,16 +111,22 @@ func TestBigGroupOverHTTP(t *testing.T) {
 			}
 			return nil
 		})
-		batch := timed("1000 adds in one PATCH", func() error {
-			a, err := api.Patch(ctx, d.GroupDN("batch"+run), groupapi.Patch{Add: all}, groupapi.WriteOptions{})
-			return outcomes(a, err, map[groupapi.Outcome]int{groupapi.Added: batchAdds})
-		})
-		ratio := float64(one) / float64(singles) * batchAdds / float64(batch)
-		t.Logf("a batch is %.1f times as fast", ratio)
-		return ratio
+		best := 0.0
+		for i := range 3 {
+			batch := timed("1000 adds in one PATCH", func() error {
+				a, err := api.Patch(ctx, d.GroupDN(fmt.Sprint("batch", run, i)), groupapi.Patch{Add: all}, groupapi.WriteOptions{})
+				return outcomes(a, err, map[groupapi.Outcome]int{groupapi.Added: batchAdds})
+			})
+			ratio := float64(one) / float64(singles) * batchAdds / float64(batch)
+			t.Logf("a batch is %.1f times as fast", ratio)
+			best = max(best, ratio)
+		}
+		return best
 	}
-	// Without a network the directory's own work is all there is.
-	if r := worth("0", 200); r < 2 {
+	// Without a network the directory's own work is all there is: 25 to 36 times
+	// as fast is usual, and 18 to 24 with the race detector, which slows down the
+	// batch and not the waiting. Here it is held against what no load explains.
+	if r := worth("0", 200); r < 10 {
 		t.Errorf("on loopback 1000 adds in one PATCH are %.1f times as fast as one by one", r)
 	}
 	way.Delay(10 * time.Millisecond)

@@ -2,7 +2,9 @@ package hub
 
 import (
 	"context"
+	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -52,9 +54,10 @@ const cutTime = 3 * time.Second
 
 // Drain takes the hub out of service: no new sessions, agents are told, and
 // running sessions go on until they end or ctx does; what is left then is cut
-// with reason shutdown. It returns when every session and link is gone. There
-// is no way back. Later calls wait for the first one's report; their ctx does
-// not shorten it.
+// with reason shutdown. It returns when every session and link is gone; Undrain
+// is the way back. Calls while it goes on, and after it, wait for its report;
+// their ctx does not shorten it. Clients in this process that hold sessions for
+// later are told (Client.OnDrain).
 func (h *Hub) Drain(ctx context.Context) DrainReport {
 	h.mu.Lock()
 	if d := h.drain; d != nil {
@@ -72,6 +75,11 @@ func (h *Hub) Drain(ctx context.Context) DrainReport {
 
 	for _, l := range links {
 		go l.Drain("hub is draining") // a stuck link must not hold up the others
+	}
+	for _, s := range h.sessionsNow() {
+		if tell := s.client.OnDrain; tell != nil {
+			go tell()
+		}
 	}
 	select {
 	case <-d.empty:
@@ -93,6 +101,31 @@ func (h *Hub) Drain(ctx context.Context) DrainReport {
 	h.logger().Info("hub drained", zap.Int("finished", d.report.Finished), zap.Int("cut", len(d.report.Cut)),
 		zap.Strings("cut_sessions", d.report.Cut), zap.Int("links", d.report.Links), zap.Duration("took", d.report.Took))
 	return d.report
+}
+
+// ErrDraining is why Undrain must wait.
+var ErrDraining = errors.New("the drain is not over yet")
+
+// Undrain puts a drained hub back into service; one that is in service stays
+// so. Agents come back by themselves, half a minute later at the latest.
+func (h *Hub) Undrain() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.drain == nil {
+		return nil
+	}
+	select {
+	case <-h.drain.done:
+	default:
+		return ErrDraining
+	}
+	h.drain, h.closed = nil, false
+	h.judgment, h.silence = context.WithCancel(context.Background())
+	h.judging = new(sync.WaitGroup) // a Decider that forgot its context may still be in the old one
+	h.leases.armed = 0
+	h.armLocked()
+	h.logger().Info("hub is back in service")
+	return nil
 }
 
 // Close drains without patience.

@@ -2,6 +2,8 @@ package hub
 
 import (
 	"context"
+	"errors"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -77,4 +79,79 @@ func TestDrainOfAnIdleHub(t *testing.T) {
 		t.Errorf("report %+v", r)
 	}
 	w.h.Close() // after that is no harm
+}
+
+// After Undrain everything is as on the first day: agents, clients, judging of
+// live sessions, leases, and another drain.
+func TestUndrain(t *testing.T) {
+	d := says(leased(time.Minute))
+	cfg := config(with(dir("a1"), d))
+	w := newWorld(t, cfg)
+	if err := w.h.Undrain(); err != nil {
+		t.Errorf("in service: %v", err)
+	}
+	p := w.agent(login{id: "a1"})
+	live := w.dial()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	report := make(chan DrainReport)
+	w.wg.Go(func() { report <- w.h.Drain(ctx) })
+	eventually(t, "it drains", w.h.Draining)
+	if err := w.h.Undrain(); !errors.Is(err, ErrDraining) {
+		t.Errorf("while it drains: %v", err)
+	}
+	cancel()
+	if r := recv(t, report); len(r.Cut) != 1 || r.Links != 1 {
+		t.Errorf("report %+v", r)
+	}
+	live.want(wire.ReasonShutdown)
+	recv(t, p.ended)
+	eventually(t, "the link is out of the books", func() bool { return len(w.links("a1")) == 0 })
+
+	if err := w.h.Undrain(); err != nil || w.h.Draining() || w.h.Status().Draining {
+		t.Errorf("afterwards: %v", err)
+	}
+	w.agent(login{id: "a1"})
+	d.say(leased(100 * time.Millisecond))
+	renewed, judged := w.dial(), w.dial()
+	before := d.asked.Load()
+	eventually(t, "leases are renewed", func() bool { return d.asked.Load() >= before+4 })
+	renewed.mustEcho()
+	renewed.leave()
+	d.say(deny())
+	w.h.PolicyChanged(cfg, "dir")
+	if o := recv(t, judged.out); o.Reason != wire.ReasonDenied && o.Reason != wire.ReasonRevoked { // its lease may have been quicker
+		t.Errorf("judged: %+v", o)
+	}
+	d.say(allow())
+	last := w.dial()
+	ctx, cancel = context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	if r := w.h.Drain(ctx); len(r.Cut) != 1 || r.Links != 1 {
+		t.Errorf("the second report %+v", r)
+	}
+	last.want(wire.ReasonShutdown)
+}
+
+// Who holds a session for later is told, and the drain need not wait for it.
+func TestDrainTellsThoseInside(t *testing.T) {
+	w := newWorld(t, config(dir("a1")))
+	w.agent(login{id: "a1"})
+	dialed, accepted := tcpPair(t)
+	told := make(chan struct{})
+	out := make(chan Outcome, 1)
+	w.wg.Go(func() {
+		out <- w.h.ServeClient(context.Background(), &Client{
+			Connector: "dir", Conn: accepted, TCP: accepted, Addr: netip.MustParseAddrPort("127.0.0.1:1"),
+			OnDrain: func() { close(told); dialed.Close() },
+		})
+	})
+	eventually(t, "it is placed", func() bool { return w.links("a1")[0].Sessions == 1 })
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if r := w.h.Drain(ctx); r.Finished != 1 || len(r.Cut) != 0 || r.Took > 5*time.Second {
+		t.Errorf("report %+v", r)
+	}
+	recv(t, told)
+	recv(t, out)
 }

@@ -27,11 +27,10 @@ type Hub struct {
 	audit   atomic.Pointer[audit]
 	unknown connector // stands for all that are not configured, in the audit
 
-	judging  sync.WaitGroup  // whoever judges live sessions
-	judgment context.Context // of their questions
-	silence  context.CancelFunc
-
-	mu         sync.Mutex    // guards all below
+	mu         sync.Mutex      // guards all below
+	judging    *sync.WaitGroup // whoever judges live sessions
+	judgment   context.Context // of the questions about live sessions
+	silence    context.CancelFunc
 	cfg        *Config       // nil before the first Apply
 	changed    chan struct{} // closed and replaced by each Apply
 	connectors map[string]*connector
@@ -69,6 +68,7 @@ func New(log *zap.Logger, m *obs.Metrics) *Hub {
 		leases:     leases{born: time.Now()},
 		unknown:    connector{refused: loglimit.New(10, 50)},
 	}
+	h.judging = new(sync.WaitGroup)
 	h.judgment, h.silence = context.WithCancel(context.Background())
 	h.SetLogger(log)
 	h.SetAudit(nil, 0)

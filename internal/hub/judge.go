@@ -126,7 +126,7 @@ func (h *Hub) judge(l law, c *connector, batch []*session) {
 	for i, s := range ask {
 		requests[i] = s.request(l.cfg, s.server())
 	}
-	ctx, cancel := context.WithTimeout(h.judgment, judgeTimeout)
+	ctx, cancel := context.WithTimeout(l.judgment, judgeTimeout)
 	defer cancel()
 	asked := time.Now()
 	answers := authz.DecideAll(ctx, l.k.Decider, requests)
@@ -135,7 +135,7 @@ func (h *Hub) judge(l law, c *connector, batch []*session) {
 		c.stats.PDP(d.Outcome, d.Cached, took)
 		answers[i] = ask[i].number(d)
 	}
-	if ctx.Err() != nil && h.judgment.Err() != nil {
+	if l.judgment.Err() != nil {
 		return // the hub is closing
 	}
 	outcomes, ok := h.apply(l, c, ask, answers, asked)
@@ -231,10 +231,11 @@ func (h *Hub) stopJudging() {
 	if h.leases.timer != nil {
 		h.leases.timer.Stop()
 	}
+	silence, judging := h.silence, h.judging
 	h.mu.Unlock()
-	h.silence()
+	silence()
 	done := make(chan struct{})
-	go func() { h.judging.Wait(); close(done) }()
+	go func() { judging.Wait(); close(done) }()
 	select {
 	case <-done:
 	case <-time.After(cutTime):

@@ -15,10 +15,12 @@ type law struct {
 	cfg   *Config
 	k     *Connector // nil when the connector was removed
 	epoch uint64     // of the connector
+	// judgment is the context of questions about live sessions.
+	judgment context.Context
 }
 
 func (h *Hub) lawLocked(c *connector) law {
-	return law{h.cfg, h.cfg.Connectors[c.name], c.epoch}
+	return law{h.cfg, h.cfg.Connectors[c.name], c.epoch, h.judgment}
 }
 
 // current reports whether the law is still in force.
@@ -176,6 +178,7 @@ func (h *Hub) decide(ctx context.Context, s *session, q *question, agent string)
 		h.auditDecision(s, q)
 	}
 	q.agent = agent
+	s.asking.Store(&agent)
 	r := s.request(q.cfg, agent)
 	q.asked = time.Now()
 	q.answer = s.number(q.k.Decider.Decide(ctx, r))

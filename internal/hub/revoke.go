@@ -13,7 +13,7 @@ import (
 type Match struct {
 	Session   string // the hub's name for it, its cid
 	Connector string
-	Agent     string // that serves it
+	Agent     string // that serves it, or that policy is being asked about for it
 	Source    netip.Prefix
 }
 
@@ -23,7 +23,7 @@ func (m Match) Zero() bool { return m == Match{} }
 func (m Match) selects(s *session) bool {
 	return (m.Session == "" || m.Session == s.name) &&
 		(m.Connector == "" || m.Connector == s.conn.name) &&
-		(m.Agent == "" || m.Agent == s.server()) &&
+		(m.Agent == "" || m.Agent == s.meant()) &&
 		(!m.Source.IsValid() || m.Source.Contains(s.client.Addr.Addr().Unmap()))
 }
 

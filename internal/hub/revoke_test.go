@@ -102,6 +102,32 @@ func TestRevokeWhilePolicyThinks(t *testing.T) {
 	}
 }
 
+// A session that policy is being asked about belongs to the agent that the
+// question is about, also when it is the next one's turn.
+func TestRevokeByAgentWhilePolicyThinks(t *testing.T) {
+	d := newSlow()
+	w := newWorld(t, config(with(dir("a1", "a2"), d)))
+	first := w.agent(login{id: "a1"})
+	w.agent(login{id: "a2"})
+	cl := w.client("dir", "10.0.0.1:1")
+	recv(t, d.asked)
+	if ended := w.h.Revoke(Match{Agent: "a2"}, ""); len(ended) != 0 {
+		t.Errorf("another agent's: ended %v", ended)
+	}
+	first.Close(wire.ReasonShutdown, "")
+	eventually(t, "the first is gone", func() bool { return len(w.links("a1")) == 0 })
+	d.answer <- allow()
+	recv(t, d.asked) // about the second
+	if ended := w.h.Revoke(Match{Agent: "a1"}, ""); len(ended) != 0 {
+		t.Errorf("the one before: ended %v", ended)
+	}
+	if ended := w.h.Revoke(Match{Agent: "a2"}, ""); len(ended) != 1 {
+		t.Errorf("its own: ended %v", ended)
+	}
+	cl.want(wire.ReasonRevoked)
+	wantRST(t, cl)
+}
+
 // Clients that come while others are revoked are either gone or never were.
 func TestRevokeUnderLoad(t *testing.T) {
 	w := newWorld(t, config(dir("a1")))

@@ -33,6 +33,9 @@ type Client struct {
 	// Life, when not nil, resets the session when it ends. It is for clients in
 	// this process, whose Conn cannot tell a half-close from a close.
 	Life context.Context
+	// OnDrain, when not nil, is called on a goroutine of its own when a drain
+	// begins while the session is live: who keeps it for later should close it.
+	OnDrain func()
 }
 
 // Outcome tells what became of a client connection.
@@ -58,6 +61,7 @@ type session struct {
 	verdict atomic.Pointer[verdict]
 	tunnel  atomic.Pointer[tunnel.Session] // nil until policy in force has said yes; agent is set before
 	agent   atomic.Pointer[string]
+	asking  atomic.Pointer[string] // the agent that policy was asked about last
 	meter   meter
 
 	decision authz.Decision // the latest that counted; ServeClient's until tunnel is set, then guarded by Hub.mu
@@ -86,6 +90,18 @@ func (s *session) end(r wire.Reason, message string) bool {
 // server returns the agent that the session is placed with; empty before.
 func (s *session) server() string {
 	if a := s.agent.Load(); a != nil {
+		return *a
+	}
+	return ""
+}
+
+// meant returns the agent that the session is placed with, or else the one that
+// it would be if policy allows; empty before the first question.
+func (s *session) meant() string {
+	if a := s.server(); a != "" {
+		return a
+	}
+	if a := s.asking.Load(); a != nil {
 		return *a
 	}
 	return ""

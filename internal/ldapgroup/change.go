@@ -29,6 +29,9 @@ func (e *Engine) Change(ctx context.Context, group string, adds, removes []strin
 	if err != nil {
 		return nil, err
 	}
+	if err := o.Approve.of(ctx, j.members); err != nil {
+		return nil, err
+	}
 	if o.DryRun {
 		return e.dryRun(j, o.IfMatch)
 	}
@@ -40,6 +43,22 @@ func (e *Engine) Change(ctx context.Context, group string, adds, removes []strin
 		return nil, err
 	}
 	return j.result(rs), nil
+}
+
+// of asks about members by the directory's names.
+func (a Approve) of(ctx context.Context, ms []*member) error {
+	if a == nil {
+		return nil
+	}
+	var adds, removes []string
+	for _, m := range ms {
+		if m.action == Add {
+			adds = append(adds, m.called())
+		} else {
+			removes = append(removes, m.called())
+		}
+	}
+	return a(ctx, adds, removes)
 }
 
 func (j *job) result(rs []MemberResult) *Result {
@@ -158,7 +177,7 @@ func (e *Engine) IsMember(ctx context.Context, group, member string) (*Membershi
 	}
 	return &Membership{
 		Group: group, Member: member, CanonicalGroup: g.name.raw, CanonicalMember: m.canonical(),
-		IsMember: listed[0] || m.primary, Primary: m.primary,
+		Called: m.called(), IsMember: listed[0] || m.primary, Primary: m.primary,
 	}, nil
 }
 

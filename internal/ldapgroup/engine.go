@@ -28,6 +28,7 @@ type Engine struct {
 	queued int               // guarded by mu
 
 	pages snapshots
+	scans scans
 }
 
 // New checks c and returns an Engine. It does not dial: the directory may be
@@ -137,6 +138,10 @@ func (e *Engine) Close() {
 	}
 	e.wait.Wait()
 }
+
+// Retire gives up the connections that there are: the idle ones at once, the
+// others when what they are used for is over. Calls go on, over new ones.
+func (e *Engine) Retire() { e.pool.retire() }
 
 // begin registers a call and bounds its time. end must be called.
 func (e *Engine) begin(ctx context.Context, op, group string) (_ context.Context, end func(), err error) {

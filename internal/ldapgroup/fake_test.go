@@ -60,6 +60,7 @@ type reply struct {
 	silent     bool                // no answer
 	raw        []byte              // instead of an answer
 	entry      map[string][]string // search: answer with that entry
+	dns        []string            // search: answer with entries of these names
 	absent     bool                // search: no entry
 }
 
@@ -161,7 +162,7 @@ func (f *fake) serve(c net.Conn) {
 		f.mu.Unlock()
 	}()
 	// A pipe has no buffer: answers are written while the next is read.
-	in, out := bufio.NewReader(c), make(chan []byte, 100)
+	in, out := bufio.NewReader(c), make(chan []byte, 1000)
 	defer close(out)
 	go func() {
 		for b := range out {
@@ -277,6 +278,12 @@ func (f *fake) answer(id int64, r *request, rep reply) [][]byte {
 	if rep.code == 0 && entry == nil && f.groups[dn] == nil {
 		rep.code = ldap.LDAPResultNoSuchObject
 	}
+	if strings.HasPrefix(r.filter, "(|") && rep.dns == nil {
+		rep.dns, rep.absent = f.children(r), true
+	}
+	for _, dn := range rep.dns {
+		out = append(out, entryPacket(id, dn, map[string][]string{"objectClass": {"person"}}))
+	}
 	if rep.code == 0 && !rep.absent && len(entry) > 0 {
 		out = append(out, entryPacket(id, r.dn, entry))
 	}
@@ -307,6 +314,16 @@ func (f *fake) entry(dn, filter string) map[string][]string {
 		return map[string][]string{"objectClass": {"person"}}
 	}
 	return nil
+}
+
+// children finds what a search for several people finds.
+func (f *fake) children(r *request) (dns []string) {
+	for _, v := range strings.Split(strings.Trim(r.filter, "(|)"), ")(") {
+		if dn := v + "," + r.dn; f.entry(dn, "(objectClass=*)") != nil {
+			dns = append(dns, dn)
+		}
+	}
+	return dns
 }
 
 // modify is all or nothing.

@@ -15,6 +15,7 @@ type member struct {
 	action  Action
 	name    name   // what is sent
 	found   bool   // its entry was
+	entry   string // its entry's name; empty until found
 	primary bool   // the group is its primary group
 	err     *Error // why it goes no further
 }
@@ -26,6 +27,18 @@ func (m *member) canonical() string {
 		return m.name.raw
 	}
 	return ""
+}
+
+// called is how the directory calls what was given: the entry's name, or the
+// user name where one was given. It is as given while neither is known.
+func (m *member) called() string {
+	switch {
+	case !m.found:
+		return m.given
+	case strings.Contains(m.given, "="):
+		return m.entry
+	}
+	return m.name.raw
 }
 
 var (
@@ -147,10 +160,7 @@ func (s *session) lookup(op string, g *group, ahead map[string]found, ms []*memb
 	if s.e.cfg.Lookup == LookupNever {
 		return nil
 	}
-	var (
-		requests []*ldap.SearchRequest
-		owners   []*member
-	)
+	var waiting []*member
 	for _, m := range ms {
 		if m.err != nil {
 			continue
@@ -159,21 +169,18 @@ func (s *session) lookup(op string, g *group, ahead map[string]found, ms []*memb
 			s.take(g, m, a)
 			continue
 		}
-		for _, r := range s.lookupRequests(g, m) {
-			requests, owners = append(requests, r), append(owners, m)
-		}
+		waiting = append(waiting, m)
 	}
-	var answers []found
-	if len(requests) > 0 {
-		var err error
-		if answers, err = s.searchAll(op, requests); err != nil {
+	if s.each == 0 && len(waiting) > familyMin {
+		// Those show what one by one costs.
+		if err := s.lookupEach(op, g, waiting[:inFlight]); err != nil {
 			return err
 		}
+		waiting = waiting[inFlight:]
 	}
-	for i, a := range answers {
-		if m := owners[i]; m.err == nil {
-			s.take(g, m, a)
-		}
+	s.lookupTogether(op, g, waiting, func(m *member, a found) { s.take(g, m, a) })
+	if err := s.lookupEach(op, g, waiting); err != nil {
+		return err
 	}
 	if err := s.elsewhere(op, g, ms); err != nil {
 		return err
@@ -183,6 +190,35 @@ func (s *session) lookup(op string, g *group, ahead map[string]found, ms []*memb
 			m.err = s.missing(g, m)
 		}
 		m.err = s.placed(g, m, m.err)
+	}
+	return nil
+}
+
+// lookupEach asks for the entry of each member that has none yet.
+func (s *session) lookupEach(op string, g *group, ms []*member) error {
+	var (
+		requests []*ldap.SearchRequest
+		owners   []*member
+	)
+	for _, m := range ms {
+		if m.err != nil || m.found {
+			continue
+		}
+		for _, r := range s.lookupRequests(g, m) {
+			requests, owners = append(requests, r), append(owners, m)
+		}
+	}
+	if len(requests) == 0 {
+		return nil
+	}
+	answers, err := s.searchAll(op, requests)
+	if err != nil {
+		return err
+	}
+	for i, a := range answers {
+		if m := owners[i]; m.err == nil {
+			s.take(g, m, a)
+		}
 	}
 	return nil
 }
@@ -278,7 +314,7 @@ func (s *session) take(g *group, m *member, a found) {
 			m.err = &Error{Class: ClassForbidden, Err: errIsPlaceholder}
 			return
 		}
-		m.name, m.found = n, true
+		m.name, m.found, m.entry = n, true, entry.DN
 		m.primary = g.primaryOf(entry)
 	}
 }
@@ -304,7 +340,7 @@ func (s *session) takeUser(m *member, entry *ldap.Entry) {
 		m.err = &Error{Class: ClassInvalid, Err: errAmbiguous}
 		return
 	}
-	m.name, m.found = n, true
+	m.name, m.found, m.entry = n, true, entry.DN
 }
 
 // primaryOf reports whether g is the entry's primary group: a membership that

@@ -18,10 +18,11 @@ type pool struct {
 	slots chan struct{} // one per connection that is lent or being opened; idle ones are taken before any is opened
 
 	mu     sync.Mutex
-	idle   []*conn // guarded by mu; the one used last is last
-	open   int     // guarded by mu
-	closed bool    // guarded by mu
-	dials  breaker // guarded by mu
+	idle   []*conn   // guarded by mu; the one used last is last
+	open   int       // guarded by mu
+	closed bool      // guarded by mu
+	dials  breaker   // guarded by mu
+	keep   time.Time // guarded by mu; connections opened before are not kept
 }
 
 func newPool(e *Engine) *pool {
@@ -138,14 +139,14 @@ func (p *pool) put(c *conn) {
 	defer func() { <-p.slots }()
 	c.used = time.Now()
 	p.mu.Lock()
-	if !p.closed && c.usable() {
+	if !p.closed && c.usable() && !c.opened.Before(p.keep) {
 		p.idle = append(p.idle, c)
 		p.mu.Unlock()
 		return
 	}
-	closed := p.closed
+	leaving := p.closed || c.opened.Before(p.keep)
 	p.mu.Unlock()
-	if closed {
+	if leaving {
 		p.discard(c, "closed_shutdown", nil)
 	} else {
 		p.discard(c, "closed_error", nil)
@@ -206,6 +207,19 @@ func (p *pool) run(stop <-chan struct{}) {
 func (p *pool) close() {
 	p.mu.Lock()
 	p.closed = true
+	idle := p.idle
+	p.idle = nil
+	p.mu.Unlock()
+	for _, c := range idle {
+		p.discard(c, "closed_shutdown", nil)
+	}
+}
+
+// retire closes the connections that are idle now, and those that are lent when
+// they come back.
+func (p *pool) retire() {
+	p.mu.Lock()
+	p.keep = time.Now()
 	idle := p.idle
 	p.idle = nil
 	p.mu.Unlock()

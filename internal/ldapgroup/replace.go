@@ -126,6 +126,12 @@ func (r *replacement) plan(s *session, c *contents) ([]*member, error) {
 	if err := r.lookup(s, have); err != nil {
 		return nil, err
 	}
+	if r.o.Approve != nil {
+		s.close() // asking may take its time
+		if err := r.o.Approve.of(r.wanted.ctx, r.wanted.members); err != nil {
+			return nil, err
+		}
+	}
 	wanted := make(map[string]*member, len(r.wanted.members))
 	var failed, adds, removes []*member
 	for _, m := range r.wanted.members {
@@ -177,25 +183,23 @@ func (r *replacement) reconcile(s *session, wanted map[string]*member, adds, rem
 	if len(removes) == 0 || r.wanted.group.kind == PosixGroup || r.e.cfg.Lookup == LookupNever {
 		return adds, removes, r.unasked(s, removes)
 	}
-	requests := make([]*ldap.SearchRequest, len(removes))
-	for i, m := range removes {
-		requests[i] = baseSearch(m.given, "(objectClass=*)", noAttributes)
+	there := make(map[string]bool)
+	spelled := make(map[*member]bool) // a wanted one's, in another spelling
+	take := func(m *member, a found) {
+		m.found = true
+		if key := storedName(a.result.Entries[0].DN).key; wanted[key] != nil {
+			there[key], spelled[m] = true, true
+		}
 	}
-	answers, err := s.searchAll(r.wanted.op, requests)
-	if err != nil {
+	s.lookupTogether(r.wanted.op, r.wanted.group, removes, take)
+	if err := r.lookupValues(s, removes, take); err != nil {
 		return nil, nil, err
 	}
-	there := make(map[string]bool)
-	for i, m := range removes {
-		if a := answers[i]; a.err == nil && len(a.result.Entries) > 0 {
-			m.found = true
-			if key := storedName(a.result.Entries[0].DN).key; wanted[key] != nil {
-				there[key] = true
-				continue
-			}
+	for _, m := range removes {
+		if !spelled[m] {
+			r.forbid(m)
+			rm = append(rm, m)
 		}
-		r.forbid(m)
-		rm = append(rm, m)
 	}
 	for _, m := range adds {
 		if there[m.name.key] {
@@ -205,6 +209,33 @@ func (r *replacement) reconcile(s *session, wanted map[string]*member, adds, rem
 		a = append(a, m)
 	}
 	return a, rm, nil
+}
+
+// lookupValues asks for the entry of each that has none yet, by the name that
+// the group lists.
+func (r *replacement) lookupValues(s *session, removes []*member, take func(*member, found)) error {
+	var (
+		requests []*ldap.SearchRequest
+		owners   []*member
+	)
+	for _, m := range removes {
+		if !m.found {
+			requests, owners = append(requests, baseSearch(m.given, "(objectClass=*)", noAttributes)), append(owners, m)
+		}
+	}
+	if len(requests) == 0 {
+		return nil
+	}
+	answers, err := s.searchAll(r.wanted.op, requests)
+	if err != nil {
+		return err
+	}
+	for i, a := range answers {
+		if a.err == nil && len(a.result.Entries) > 0 {
+			take(owners[i], a)
+		}
+	}
+	return nil
 }
 
 // forbid refuses to remove who is outside of the member bases.

@@ -1,5 +1,7 @@
 package ldapgroup
 
+import "context"
+
 // Action is what is done to a member.
 type Action uint8
 
@@ -114,6 +116,13 @@ const (
 	ADGroup                            // group of Active Directory or Samba: member, DNs
 )
 
+// Approve is asked about the members of a call by the names that the directory
+// has for their entries, as far as it has any, in the order of the call, before
+// anything is written. A user name is as the directory spells it. Who decides by
+// names needs it: one entry has many. Its error is that of the call. It may take
+// its time: no connection is held meanwhile.
+type Approve func(ctx context.Context, adds, removes []string) error
+
 // ChangeOptions are those of one Change.
 type ChangeOptions struct {
 	// DryRun looks and writes nothing.
@@ -122,6 +131,8 @@ type ChangeOptions struct {
 	// still have ([ClassPrecondition] otherwise). OpenLDAP keeps others from
 	// writing in between, the other servers cannot.
 	IfMatch string
+	// Approve, if set, may refuse the call.
+	Approve Approve
 }
 
 // ReplaceOptions are those of one Replace.
@@ -132,6 +143,8 @@ type ReplaceOptions struct {
 	// Force does without IfMatch, and permits more removals than the group's
 	// rule and an empty list.
 	Force bool
+	// Approve, if set, may refuse the call; its adds are all the members wanted.
+	Approve Approve
 }
 
 // ReadOptions are those of one Read.
@@ -161,6 +174,7 @@ type Membership struct {
 	Group, Member   string // as given
 	CanonicalGroup  string
 	CanonicalMember string // empty when the member's entry was not found
+	Called          string // the member, as [Approve] is told
 	// IsMember says that the group lists the member, or that it is the
 	// member's primary group.
 	IsMember bool

@@ -20,6 +20,9 @@ type session struct {
 	proven   bool // the connection has answered this borrower
 	failures int  // tries in a row that got nowhere
 	odd      bool // one of the answers that are tried once more was seen
+	// each is what one of many searches for an entry takes, side by side with
+	// the others; 0 when there were none yet.
+	each time.Duration
 }
 
 func (e *Engine) session(ctx context.Context) *session { return &session{e: e, ctx: ctx} }
@@ -60,7 +63,11 @@ func (s *session) do(f func(*ldap.Conn) error) error {
 }
 
 func (s *session) on(c *conn, f func(*ldap.Conn) error) error {
-	ctx, cancel := context.WithTimeout(s.ctx, s.e.cfg.OpTimeout)
+	return s.within(s.e.cfg.OpTimeout, c, f)
+}
+
+func (s *session) within(limit time.Duration, c *conn, f func(*ldap.Conn) error) error {
+	ctx, cancel := context.WithTimeout(s.ctx, limit)
 	defer cancel()
 	return c.do(ctx, f)
 }
@@ -206,8 +213,12 @@ func (s *session) searchAll(op string, requests []*ldap.SearchRequest) ([]found,
 		if err != nil {
 			return nil, err
 		}
-		err = s.round(c, op, requests, out)
+		begin := time.Now()
+		err = s.round(c, op, requests, out, flight{inFlight, s.e.cfg.OpTimeout})
 		if err == nil {
+			if len(requests) >= inFlight {
+				s.each = max(time.Since(begin)/time.Duration(len(requests)), 1)
+			}
 			s.proven, s.failures, s.odd = true, 0, false
 			return out, nil
 		}
@@ -217,8 +228,15 @@ func (s *session) searchAll(op string, requests []*ldap.SearchRequest) ([]found,
 	}
 }
 
+// flight says how searches go side by side: how many of them, and how long
+// each may take.
+type flight struct {
+	width int
+	limit time.Duration
+}
+
 // round sends every search that has no answer yet.
-func (s *session) round(c *conn, op string, requests []*ldap.SearchRequest, out []found) error {
+func (s *session) round(c *conn, op string, requests []*ldap.SearchRequest, out []found, how flight) error {
 	var (
 		wg    sync.WaitGroup
 		mu    sync.Mutex
@@ -239,7 +257,7 @@ func (s *session) round(c *conn, op string, requests []*ldap.SearchRequest, out 
 	}
 	work := func() {
 		for i := take(); i >= 0; i = take() {
-			err := s.on(c, func(l *ldap.Conn) (err error) {
+			err := s.within(how.limit, c, func(l *ldap.Conn) (err error) {
 				out[i].result, err = l.Search(requests[i])
 				return err
 			})
@@ -257,7 +275,7 @@ func (s *session) round(c *conn, op string, requests []*ldap.SearchRequest, out 
 			out[i].done = true
 		}
 	}
-	for range min(inFlight, len(requests)) {
+	for range min(how.width, len(requests)) {
 		wg.Go(work)
 	}
 	wg.Wait()

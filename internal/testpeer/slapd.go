@@ -18,6 +18,7 @@ type SlapdOptions struct {
 	IdleTimeout time.Duration // the server closes idle connections; whole seconds, 0 = never
 	People      int           // u1, u2, …; 0 = 20
 	Seed        []string      // LDIF to load after the people and groups
+	Unindexed   bool          // searches by what names people read them all
 	// MemberOf loads the memberof and refint overlays: adding a member that
 	// does not exist is refused, and members that are deleted leave their groups.
 	MemberOf bool
@@ -109,7 +110,10 @@ func (d *Directory) config(tb testing.TB, dir string, o SlapdOptions) string {
 		fmt.Fprintf(&b, "TLSCACertificateFile %s\nTLSCertificateFile %s\nTLSCertificateKeyFile %s\n", d.CA.File, c.CertFile, c.KeyFile)
 	}
 	fmt.Fprintf(&b, "database mdb\nsuffix %q\ndirectory %s/db\nmaxsize 1073741824\nenvflags nosync\n", d.BaseDN, dir)
-	fmt.Fprintf(&b, "rootdn %q\nrootpw %s\nindex objectClass eq\nindex cn,uid,member eq\n", d.AdminDN, d.AdminPassword)
+	fmt.Fprintf(&b, "rootdn %q\nrootpw %s\nindex objectClass eq\n", d.AdminDN, d.AdminPassword)
+	if !o.Unindexed {
+		b.WriteString("index cn,uid,member eq\n")
+	}
 	b.WriteString("access to attrs=userPassword by anonymous auth by self write by * none\n")
 	fmt.Fprintf(&b, "access to dn.subtree=%q by dn.exact=%q write by * read\n", d.GroupsDN, d.ServiceDN)
 	b.WriteString("access to * by self write by * read\n")

@@ -48,7 +48,8 @@ func init() {
 //     body is JSON, `{}` or `{"connector": "addomain"}`.
 //   - `POST /nowconnect/drain`: take the hub out of service. The body is JSON,
 //     `{}` or `{"timeout": "30s"}`; the answer, once all is over, the report.
-//     There is no way back but a restart.
+//   - `POST /nowconnect/undrain`: put a drained hub back into service. The body is
+//     `{}`. While a drain goes on the answer is 409.
 //
 // They are there whenever the module is in the build, and answer 503 while no
 // nowconnect app runs.
@@ -71,6 +72,7 @@ func (API) Routes() []caddy.AdminRoute {
 		{Pattern: "/nowconnect/sessions/revoke", Handler: post(revoke)},
 		{Pattern: "/nowconnect/reevaluate", Handler: post(reevaluate)},
 		{Pattern: "/nowconnect/drain", Handler: post(drain)},
+		{Pattern: "/nowconnect/undrain", Handler: post(undrain)},
 	}
 }
 
@@ -189,6 +191,18 @@ func drain(app *nowconnect.App, body drainRequest) (any, error) {
 		d.Cut = []string{}
 	}
 	return drainReport{d.Finished, d.Cut, d.Links, d.Took.String()}, nil
+}
+
+// undrainAnswer is what an undrained hub is.
+type undrainAnswer struct {
+	Draining bool `json:"draining"`
+}
+
+func undrain(app *nowconnect.App, _ struct{}) (any, error) {
+	if err := app.Hub().Undrain(); err != nil {
+		return nil, caddy.APIError{HTTPStatus: http.StatusConflict, Err: err}
+	}
+	return undrainAnswer{app.Hub().Draining()}, nil
 }
 
 func allow(r *http.Request, method string) error {

@@ -99,6 +99,42 @@ func TestDrain(t *testing.T) {
 	if _, err := io.ReadAll(c); err != nil {
 		t.Errorf("a session that was cut in a drain ends with %v, want FIN", err)
 	}
+	h.Refused()
+	status, body = h.AdminDo("POST", "/nowconnect/undrain", asJSON, "{}")
+	if status != 200 || hubtest.JSON[struct{ Draining bool }](t, body).Draining {
+		t.Errorf("undrain: %d %s", status, body)
+	}
+	hubtest.Eventually(t, "the agent is back", func() bool {
+		return h.Metric(`nowconnect_agents_connected{connector="echo"}`) == 1
+	})
+	hubtest.RoundTrip(t, h.Dial(), "again")
+	if status, body := h.AdminDo("POST", "/nowconnect/undrain", asJSON, "{}"); status != 200 {
+		t.Errorf("a second undrain: %d %s", status, body)
+	}
+}
+
+func TestUndrainWaitsForTheDrain(t *testing.T) {
+	h := hubtest.Start(t)
+	h.Agent(nil)
+	c := h.Dial()
+	hubtest.RoundTrip(t, c, "hello")
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		h.AdminDo("POST", "/nowconnect/drain", asJSON, `{"timeout": "1m"}`)
+	}()
+	hubtest.Eventually(t, "it drains", func() bool {
+		_, body := h.AdminDo("GET", "/nowconnect/agents", "", "")
+		return strings.Contains(body, `"draining": true`)
+	})
+	if status, body := h.AdminDo("POST", "/nowconnect/undrain", asJSON, "{}"); status != 409 {
+		t.Errorf("undrain meanwhile: %d %s", status, body)
+	}
+	c.Close()
+	<-over
+	if status, body := h.AdminDo("POST", "/nowconnect/undrain", asJSON, "{}"); status != 200 {
+		t.Errorf("undrain: %d %s", status, body)
+	}
 }
 
 func TestWithoutTheApp(t *testing.T) {
@@ -170,6 +206,9 @@ func TestCommands(t *testing.T) {
 	config := h.Write("Caddyfile", h.Caddyfile(hubtest.Basic, "", ""))
 	if out, err := run(t, "drain", "--config", config, "--adapter", "caddyfile", "--timeout", "1s"); err != nil || !strings.Contains(out, `"links": 1`) {
 		t.Errorf("drain: %v %s", err, out)
+	}
+	if out, err := run(t, "undrain", "--config", config, "--adapter", "caddyfile"); err != nil || !strings.Contains(out, `"draining": false`) {
+		t.Errorf("undrain: %v %s", err, out)
 	}
 }
 

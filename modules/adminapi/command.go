@@ -17,7 +17,7 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "nowconnect",
-		Usage: "agents|sessions|doctor|revoke|reevaluate|drain",
+		Usage: "agents|sessions|doctor|revoke|reevaluate|drain|undrain",
 		Short: "Asks a running hub about agents and sessions, ends sessions, or drains it",
 		Long:  `Talks to the admin endpoint of a running Caddy with the nowconnect app.`,
 		CobraFunc: func(parent *cobra.Command) {
@@ -98,12 +98,22 @@ remembered answers are forgotten, and live sessions are judged again.
 			Short: "Takes the hub out of service and waits until its sessions are over",
 			Long: `
 Takes the hub out of service: it accepts no new session and no agent, lets live
-sessions finish, cuts what is left after the timeout, and reports. There is no
-way back but a restart.
+sessions finish, cuts what is left after the timeout, and reports. The undrain
+command is the way back.
 ` + addressHelp,
 			CobraFunc: runs(drainCommandRequest, func(cmd *cobra.Command) {
 				cmd.Flags().String("timeout", "", "How long sessions may go on (default: drain_timeout)")
 			}),
+		},
+		{
+			Name:  "undrain",
+			Usage: "[--config <path> [--adapter <name>]] [--address <interface>]",
+			Short: "Puts a drained hub back into service",
+			Long: `
+Puts the hub back into service after a drain that is over. Agents come back by
+themselves, half a minute later at the latest.
+` + addressHelp,
+			CobraFunc: runs(undrainCommandRequest, nil),
 		},
 	}
 }
@@ -164,6 +174,10 @@ func drainCommandRequest(fl caddycmd.Flags) (request, error) {
 	return change("/nowconnect/drain", struct {
 		Timeout string `json:"timeout,omitempty"`
 	}{fl.String("timeout")})
+}
+
+func undrainCommandRequest(caddycmd.Flags) (request, error) {
+	return change("/nowconnect/undrain", struct{}{})
 }
 
 // change makes a request with a JSON body.

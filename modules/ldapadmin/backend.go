@@ -112,6 +112,7 @@ func (h *Handler) setDirectory(c *ldapgroup.Config, b *backend, app *nowconnect.
 		}
 		b.tunnel = &tunnelDialer{
 			hub: app.Hub(), connector: h.Connector, live: make(map[*tunnelConn]struct{}),
+			onDrain: func() { b.engine.Retire() }, // set before anything is dialed
 		}
 		c.Name, c.Dial, c.Security = h.Connector, b.tunnel.dial, securities[h.TLS]
 	} else {

@@ -35,6 +35,7 @@ const lingerTime = 5 * time.Second
 type tunnelDialer struct {
 	hub       *hub.Hub
 	connector string
+	onDrain   func() // gives up connections that are kept for later; must not wait
 
 	mu     sync.Mutex
 	live   map[*tunnelConn]struct{} // nil once closed
@@ -63,7 +64,7 @@ func (d *tunnelDialer) dial(context.Context) (net.Conn, error) {
 	d.mu.Unlock()
 	go d.serve(life, c, &hub.Client{
 		Connector: d.connector, Conn: theirs, Addr: netip.AddrPortFrom(self, 0),
-		Listener: "ldap_admin", Subject: &selfSubject, Life: life,
+		Listener: "ldap_admin", Subject: &selfSubject, Life: life, OnDrain: d.onDrain,
 	})
 	return c, nil
 }

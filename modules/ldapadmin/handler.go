@@ -1,6 +1,7 @@
 package ldapadmin
 
 import (
+	"encoding/json"
 	"fmt"
 	"sync"
 	"time"
@@ -198,7 +199,7 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// keepers hold kept answers over reloads, by directory.
+// keepers hold kept answers over reloads, by what the handler is.
 var keepers = caddy.NewUsagePool()
 
 // Provision checks the configuration and makes the engine. It does not dial:
@@ -252,7 +253,10 @@ func (h *Handler) tellInsecure(ctx caddy.Context) error {
 }
 
 func (h *Handler) takeKeeper() error {
-	id := h.Connector + "\x00" + h.URL + "\x00" + h.PathPrefix
+	id, err := h.identity()
+	if err != nil {
+		return err
+	}
 	v, loaded, err := keepers.LoadOrNew(id, func() (caddy.Destructor, error) {
 		return newKeeper(time.Duration(h.IdempotencyTTL)), nil
 	})
@@ -264,6 +268,18 @@ func (h *Handler) takeKeeper() error {
 		h.keeper.setTTL(time.Duration(h.IdempotencyTTL))
 	}
 	return nil
+}
+
+// identity is what of the configuration says which directory the handler serves
+// and who may do what there. Handlers that differ in it do not see each other's
+// kept answers, and neither does one whose rules were changed by a reload.
+func (h *Handler) identity() (string, error) {
+	b, err := json.Marshal(&Handler{
+		Connector: h.Connector, URL: h.URL, PathPrefix: h.PathPrefix, BindDN: h.BindDN,
+		Groups: h.Groups, MemberBases: h.MemberBases, AnyMember: h.AnyMember, AllowSID: h.AllowSID, Lookup: h.Lookup,
+		InsecureNoAuth: h.InsecureNoAuth,
+	})
+	return string(b), err
 }
 
 func (h *Handler) setDefaults() {

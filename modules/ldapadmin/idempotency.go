@@ -19,8 +19,8 @@ const (
 	maxKeptMemory = 64 << 20 // bytes of answers
 )
 
-// keepKey is who said which key. Callers do not see each other's.
-type keepKey struct{ caller, key string }
+// keepKey is who said which key where. Callers do not see each other's.
+type keepKey struct{ site, caller, key string }
 
 // kept is a request with its answer, or with none yet.
 type kept struct {

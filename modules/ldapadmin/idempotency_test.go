@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -24,7 +25,7 @@ func TestKeeperRepeatsTheFirstAnswer(t *testing.T) {
 	k := newKeeper(time.Minute)
 	served := 0
 	serve := func() *response { served++; return said(fmt.Sprint(served)) }
-	key := keepKey{"ada", "k"}
+	key := keepKey{"here", "ada", "k"}
 	for i := range 3 {
 		r, replayed, err := k.do(t.Context(), key, requestA, serve)
 		if err != nil || string(r.body) != "1" || replayed != (i > 0) {
@@ -34,7 +35,7 @@ func TestKeeperRepeatsTheFirstAnswer(t *testing.T) {
 	if _, _, err := k.do(t.Context(), key, requestB, serve); !errors.Is(err, errKeyReused) {
 		t.Errorf("another request: %v", err)
 	}
-	if r, _, _ := k.do(t.Context(), keepKey{"eve", "k"}, requestA, serve); string(r.body) != "2" {
+	if r, _, _ := k.do(t.Context(), keepKey{"here", "eve", "k"}, requestA, serve); string(r.body) != "2" {
 		t.Errorf("another caller got %s", r.body)
 	}
 	now := time.Now().Add(2 * time.Minute)
@@ -50,7 +51,7 @@ func TestKeeperRepeatsTheFirstAnswer(t *testing.T) {
 func TestKeeperForgetsWhatIsNotWorthKeeping(t *testing.T) {
 	k := newKeeper(time.Minute)
 	for _, status := range []int{200, 207, 400, 403, 404, 409, 500, 503} {
-		key := keepKey{"ada", fmt.Sprint(status)}
+		key := keepKey{"here", "ada", fmt.Sprint(status)}
 		for range 2 {
 			_, replayed, err := k.do(t.Context(), key, requestA, func() *response { return &response{status: status} })
 			if err != nil {
@@ -73,7 +74,7 @@ func TestKeeperServesOneAtATime(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 20 {
 			wg.Go(func() {
-				r, replayed, err := k.do(t.Context(), keepKey{"ada", "k"}, requestA, func() *response {
+				r, replayed, err := k.do(t.Context(), keepKey{"here", "ada", "k"}, requestA, func() *response {
 					time.Sleep(time.Second)
 					return said(fmt.Sprint(served.Add(1)))
 				})
@@ -97,7 +98,7 @@ func TestKeeperServesOneAtATime(t *testing.T) {
 func TestKeeperWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newKeeper(time.Minute)
-		key := keepKey{"ada", "k"}
+		key := keepKey{"here", "ada", "k"}
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			_, _, err := k.do(t.Context(), key, requestA, func() *response { time.Sleep(time.Minute); return nil })
@@ -126,9 +127,9 @@ func TestKeeperOutlivesAPanic(t *testing.T) {
 	k := newKeeper(time.Minute)
 	func() {
 		defer func() { _ = recover() }()
-		_, _, _ = k.do(t.Context(), keepKey{"ada", "k"}, requestA, func() *response { panic("boo") })
+		_, _, _ = k.do(t.Context(), keepKey{"here", "ada", "k"}, requestA, func() *response { panic("boo") })
 	}()
-	if r, _, err := k.do(t.Context(), keepKey{"ada", "k"}, requestA, func() *response { return said("x") }); err != nil || r == nil {
+	if r, _, err := k.do(t.Context(), keepKey{"here", "ada", "k"}, requestA, func() *response { return said("x") }); err != nil || r == nil {
 		t.Errorf("%v %v", r, err)
 	}
 }
@@ -136,19 +137,55 @@ func TestKeeperOutlivesAPanic(t *testing.T) {
 func TestKeeperIsBounded(t *testing.T) {
 	k := newKeeper(time.Hour)
 	for i := range maxKept + 10 {
-		_, _, _ = k.do(t.Context(), keepKey{"ada", fmt.Sprint(i)}, requestA, func() *response { return said("x") })
+		_, _, _ = k.do(t.Context(), keepKey{"here", "ada", fmt.Sprint(i)}, requestA, func() *response { return said("x") })
 	}
 	if len(k.all) != maxKept || k.order.Len() != maxKept || k.memory != maxKept {
 		t.Errorf("%d kept, %d in order, %d bytes", len(k.all), k.order.Len(), k.memory)
 	}
-	if _, first := k.all[keepKey{"ada", "0"}]; first {
+	if _, first := k.all[keepKey{"here", "ada", "0"}]; first {
 		t.Error("the oldest is still there")
 	}
 	big := make([]byte, maxKeptMemory/16)
 	for i := range 40 {
-		_, _, _ = k.do(t.Context(), keepKey{"eve", fmt.Sprint(i)}, requestA, func() *response { return &response{status: 200, body: big} })
+		_, _, _ = k.do(t.Context(), keepKey{"here", "eve", fmt.Sprint(i)}, requestA, func() *response { return &response{status: 200, body: big} })
 	}
 	if k.memory > maxKeptMemory {
 		t.Errorf("%d bytes kept", k.memory)
+	}
+}
+
+// Handlers that differ in what they serve or whom they let do what keep their
+// answers apart, and so do the sites that one is part of.
+func TestKeptAnswersStayWhereTheyWereGiven(t *testing.T) {
+	take := func(edit func(*Handler)) *keeper {
+		t.Helper()
+		h := &Handler{Connector: "directory", PathPrefix: "/ldap", Groups: []*Group{{DN: "ou=groups", Subtree: true}}, MemberBases: []string{"ou=people"}}
+		edit(h)
+		if err := h.takeKeeper(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = h.Cleanup() })
+		return h.keeper
+	}
+	first := take(func(*Handler) {})
+	if take(func(h *Handler) { h.Timeout, h.IdempotencyTTL, h.MaxRequests = 1, 1, 1 }) != first {
+		t.Error("a reload that changes none of its rules loses the answers")
+	}
+	for what, edit := range map[string]func(*Handler){
+		"connector": func(h *Handler) { h.Connector = "other" },
+		"url":       func(h *Handler) { h.Connector, h.URL = "", "ldaps://directory" },
+		"prefix":    func(h *Handler) { h.PathPrefix = "/api" },
+		"account":   func(h *Handler) { h.BindDN = "cn=other" },
+		"groups":    func(h *Handler) { h.Groups = []*Group{{DN: "ou=groups"}} },
+		"members":   func(h *Handler) { h.MemberBases = nil; h.AnyMember = true },
+		"callers":   func(h *Handler) { h.InsecureNoAuth = true },
+	} {
+		if take(edit) == first {
+			t.Errorf("another %s, the same answers", what)
+		}
+	}
+	a, b := httptest.NewRequest("PUT", "http://a.example.com/ldap", nil), httptest.NewRequest("PUT", "http://b.example.com/ldap", nil)
+	if site(a) == site(b) {
+		t.Error("two sites are one")
 	}
 }

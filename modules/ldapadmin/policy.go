@@ -38,8 +38,17 @@ type verdict struct {
 	authz.Decision
 }
 
-// actions lists what the request needs to be allowed, each with its members.
-func (q *request) actions() (names []string, members [][]string) {
+// sent returns the members that the request names.
+func (q *request) sent() (adds, removes []string) {
+	if q.target.op == opTest {
+		return []string{q.target.member}, nil
+	}
+	return q.asked.adds, q.asked.removes
+}
+
+// actions lists what the request needs to be allowed, each with its members,
+// which are called adds and removes.
+func (q *request) actions(adds, removes []string) (names []string, members [][]string) {
 	add := func(name string, list []string) {
 		names, members = append(names, name), append(members, list)
 	}
@@ -47,29 +56,36 @@ func (q *request) actions() (names []string, members [][]string) {
 	case opList:
 		add(actionRead, nil)
 	case opTest:
-		add(actionRead, []string{q.target.member})
+		add(actionRead, adds)
 	case opReplace:
-		add(actionReplace, q.asked.adds)
+		add(actionReplace, adds)
 	default:
-		if len(q.asked.adds) > 0 {
-			add(actionAdd, q.asked.adds)
+		if len(adds) > 0 {
+			add(actionAdd, adds)
 		}
-		if len(q.asked.removes) > 0 {
-			add(actionRemove, q.asked.removes)
+		if len(removes) > 0 {
+			add(actionRemove, removes)
 		}
 	}
 	return names, members
 }
 
-// authorize asks policy about the request, the group being called group. The
-// first answer that is not allow ends it.
+// authorize asks policy about the request as it was sent, the group being called
+// group.
 func (h *Handler) authorize(ctx context.Context, q *request, group string) *problem {
+	adds, removes := q.sent()
+	return h.authorizeMembers(ctx, q, group, adds, removes)
+}
+
+// authorizeMembers asks policy about the request, its group and members being
+// called so. The first answer that is not allow ends it.
+func (h *Handler) authorizeMembers(ctx context.Context, q *request, group string, adds, removes []string) *problem {
 	if err := ldapgroup.ValidName(group); err != nil {
 		p := engineProblem(err)
 		p.Detail = "group: " + p.Detail
 		return p
 	}
-	names, members := q.actions()
+	names, members := q.actions(adds, removes)
 	for i, name := range names {
 		d := h.decide(ctx, h.question(q, name, group, members[i]))
 		q.verdicts = append(q.verdicts, verdict{name, d})
@@ -100,6 +116,35 @@ func (h *Handler) decide(ctx context.Context, r *authz.Request) authz.Decision {
 		app.Hub().Metrics().Connector(h.Connector).PDP(answer.Outcome, answer.Cached, time.Since(asked))
 	}
 	return answer
+}
+
+// approve asks policy once more where the directory calls members other than the
+// request did.
+func (h *Handler) approve(q *request) ldapgroup.Approve {
+	return func(ctx context.Context, adds, removes []string) error {
+		sentAdds, sentRemoves := q.sent()
+		if samePolicyNames(sentAdds, adds) && samePolicyNames(sentRemoves, removes) {
+			return nil
+		}
+		if prob := h.authorizeMembers(ctx, q, q.group, adds, removes); prob != nil {
+			return prob
+		}
+		return nil
+	}
+}
+
+// samePolicyNames reports whether policy would see no difference. Those beyond
+// maxListed it does not see.
+func samePolicyNames(a, b []string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range min(len(a), maxListed) {
+		if a[i] != b[i] && policyName(a[i]) != policyName(b[i]) {
+			return false
+		}
+	}
+	return true
 }
 
 // maxListed bounds the members that a question names; a PDP that must see more
@@ -136,6 +181,11 @@ func (h *Handler) question(q *request, action, group string, members []string) *
 	return r
 }
 
+// inner writes the separators of a DN that are part of a value in hexadecimal,
+// so that in the text that policies see a comma or plus always separates:
+// endsWith(",ou=people,dc=example,dc=org") must not hold for a value.
+var inner = strings.NewReplacer(`\\`, `\\`, `\,`, `\2c`, `\+`, `\2b`)
+
 // policyName writes a DN in the one form that policies see: types and values in
 // lower case, values with single spaces, nothing escaped that need not be. What
 // is no DN stays as it is.
@@ -149,7 +199,7 @@ func policyName(s string) string {
 		parts := make([]string, 0, len(rdn.Attributes))
 		for _, a := range rdn.Attributes {
 			parts = append(parts, strings.ToLower(a.Type)+"="+
-				ldap.EscapeDN(strings.Join(strings.Fields(strings.ToLower(a.Value)), " ")))
+				inner.Replace(ldap.EscapeDN(strings.Join(strings.Fields(strings.ToLower(a.Value)), " "))))
 		}
 		slices.Sort(parts)
 		rdns = append(rdns, strings.Join(parts, "+"))

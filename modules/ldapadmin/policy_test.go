@@ -54,6 +54,40 @@ func TestPolicyDecidesEachAction(t *testing.T) {
 	w.do(request{method: "DELETE", path: path(whole, u(8)) + "?dry_run=true"}).problem(t, 403, "policy_denied")
 }
 
+// Policy is asked again by the names that the directory has for the members, so
+// that no other name of an entry leads around a rule, in whatever request.
+func TestPolicySeesTheMembersOfTheDirectory(t *testing.T) {
+	w := start(t, options{app: strings.ReplaceAll(byRules, "action group.members.add", "action group.members.add group.members.remove group.members.replace")})
+	u, whole := w.d.UserDN, w.group("whole")
+	before := len(w.members(whole))
+	other := func(name string) string { return name + "," + w.d.PeopleDN }
+	for _, plain := range []string{other("userid=u7"), other("0.9.2342.19200300.100.1.1=u7"), other(`userid=\75\37`)} {
+		name := strings.ReplaceAll(plain, `\`, `\\`) // in JSON
+		for _, r := range []request{
+			{method: "PUT", path: path(whole, plain)},
+			{method: "PUT", path: path(whole, plain) + "?dry_run=true"},
+			{method: "DELETE", path: path(whole, plain)},
+			{method: "GET", path: path(whole, plain)},
+			{method: "PATCH", path: path(whole), body: `{"add":["` + u(9) + `","` + name + `"]}`},
+			{method: "PATCH", path: path(whole), body: `{"add":["` + u(9) + `"],"remove":["` + name + `"]}`},
+			{method: "PUT", path: path(whole) + "?force=true", body: `{"members":["` + u(1) + `","` + name + `"]}`},
+			{method: "PUT", path: path(whole) + "?force=true&dry_run=true", body: `{"members":["` + u(1) + `","` + name + `"]}`},
+		} {
+			w.do(r).problem(t, 403, "policy_denied")
+		}
+	}
+	if got := len(w.members(whole)); got != before {
+		t.Errorf("%d members", got)
+	}
+	// What needs no second question has none.
+	asked := w.Metric(`nowconnect_pdp_decisions_total{connector="directory",result="allow"}`)
+	w.do(request{method: "PATCH", path: path(whole), body: `{"add":["` + strings.ToUpper(u(9)) + `"]}`}).answer(t, 200)
+	if n := w.Metric(`nowconnect_pdp_decisions_total{connector="directory",result="allow"}`); n != asked+1 {
+		t.Errorf("%v questions", n-asked)
+	}
+	w.do(request{method: "PATCH", path: path(whole), body: `{"add":["` + other("userid=u10") + `"]}`}).answer(t, 200)
+}
+
 func TestPolicyThatFailsClosesTheDoor(t *testing.T) {
 	w := start(t, options{app: `		pdp rules {
 			allow self {
@@ -86,6 +120,8 @@ func TestPolicyInForceCounts(t *testing.T) {
 	other := r
 	other.path = path(w.group("team"), w.d.UserDN(5))
 	w.do(other).problem(t, 422, "idempotency_key_reused")
+	w.reload(func(o *options) { o.lines = append(o.lines, "groups_below cn=whole,"+w.d.GroupsDN) })
+	w.do(r).problem(t, 403, "forbidden") // no answer from when the group was allowed
 	w.reload(func(o *options) {
 		o.app = "\t\tpdp rules {\n\t\t\tallow self {\n\t\t\t\texpression \"subject_type == 'service'\"\n\t\t\t}\n\t\t}"
 	})

@@ -58,9 +58,11 @@ func (p *problem) because(err error) *problem {
 	return p
 }
 
-// retryAfter is what a caller waits before it tries again, in seconds. Links to
-// agents and connections to directories come back within it.
-const retryAfter = 2
+// What a caller waits before it tries again, in seconds.
+const (
+	retryAfter = 2  // links to agents and connections to directories come back within it
+	retryFault = 60 // our own fault (500) is mended by people
+)
 
 // with adds a header.
 func (p *problem) with(name, value string) *problem {
@@ -71,7 +73,7 @@ func (p *problem) with(name, value string) *problem {
 	return p
 }
 
-// again tells the caller to come back. Every 503 and 504 has it.
+// again tells the caller to come back.
 func (p *problem) again() *problem { return p.with("Retry-After", strconv.Itoa(retryAfter)) }
 
 // response is an answer ready to be sent, or to be kept for the next request
@@ -91,7 +93,11 @@ func answer(status int, mediaType string, v any) *response {
 	return &response{status: status, header: http.Header{"Content-Type": {mediaType}}, body: append(body, '\n')}
 }
 
+// response makes the answer. No 5xx goes without Retry-After.
 func (p *problem) response() *response {
+	if p.Status >= http.StatusInternalServerError && p.header.Get("Retry-After") == "" {
+		_ = p.with("Retry-After", strconv.Itoa(retryFault))
+	}
 	r := answer(p.Status, groupapi.TypeProblem, p.Problem)
 	for name, values := range p.header {
 		r.header[name] = values

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/nowconnect/nowconnect/internal/groupapi"
 	"github.com/nowconnect/nowconnect/modules/internal/hubtest"
@@ -71,6 +72,31 @@ func TestSessionsEndWithTheHandler(t *testing.T) {
 	if n := w.Metric(`nowconnect_tcp_active_connections{connector="ldaps"}`); n < 1 {
 		t.Errorf("%v sessions on the other connector", n)
 	}
+}
+
+// A drain of the hub does not wait for the connections that are kept idle, and
+// after it they are made anew.
+func TestIdleSessionsEndWithADrain(t *testing.T) {
+	w := start(t, options{})
+	get := request{method: "GET", path: path(w.group("team"))}
+	w.do(get).answer(t, 200)
+	if n := w.Metric(`nowconnect_tcp_active_connections{connector="directory"}`); n < 1 {
+		t.Fatalf("%v sessions are kept", n)
+	}
+	status, body := w.AdminDo("POST", "/nowconnect/drain", "application/json", `{"timeout": "30s"}`)
+	took, err := time.ParseDuration(hubtest.JSON[struct{ Took string }](t, body).Took)
+	if status != 200 || strings.Contains(body, `"cut": [
+`) || err != nil || took > 5*time.Second {
+		t.Errorf("drain: %d %s", status, body)
+	}
+	w.do(get).problem(t, 503, "unavailable")
+	if status, body := w.AdminDo("POST", "/nowconnect/undrain", "application/json", "{}"); status != 200 {
+		t.Fatalf("undrain: %d %s", status, body)
+	}
+	hubtest.Eventually(t, "the group can be read again", func() bool {
+		got, err := w.try(get)
+		return err == nil && got.status == 200
+	})
 }
 
 // The ways to the directory.

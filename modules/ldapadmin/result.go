@@ -72,8 +72,13 @@ var aboutNames = map[ldapgroup.Class]bool{
 	ldapgroup.ClassInvalid: true, ldapgroup.ClassForbidden: true, ldapgroup.ClassMemberNotFound: true,
 }
 
-// engineProblem makes the problem of an error of the engine.
+// engineProblem makes the problem of an error of the engine, which may have been
+// handed one of ours.
 func engineProblem(err error) *problem {
+	var ours *problem
+	if errors.As(err, &ours) {
+		return ours
+	}
 	var e *ldapgroup.Error
 	if !errors.As(err, &e) || statuses[e.Class] == 0 {
 		return newProblem(http.StatusInternalServerError, codeInternal, "internal error").because(err)

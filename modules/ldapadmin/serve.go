@@ -149,7 +149,7 @@ type requestKey struct{}
 // with it was.
 func (h *Handler) once(ctx context.Context, q *request) (*response, *problem) {
 	var prob *problem
-	key := keepKey{q.subject.Type + "\x00" + q.subject.ID, q.asked.key}
+	key := keepKey{site(q.Request), q.subject.Type + "\x00" + q.subject.ID, q.asked.key}
 	resp, replayed, err := h.keeper.do(ctx, key, digest(q.Request, q.asked.body), func() *response {
 		var resp *response
 		resp, prob = h.carryOut(ctx, q)
@@ -167,6 +167,16 @@ func (h *Handler) once(ctx context.Context, q *request) (*response, *problem) {
 		resp = resp.copyWith("Idempotency-Replayed", "true")
 	}
 	return resp, nil
+}
+
+// site is where a request came in: a user of one site need not be the one who
+// is called the same at another.
+func site(r *http.Request) string {
+	server := ""
+	if s, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+		server = s.Name()
+	}
+	return server + "\x00" + strings.ToLower(r.Host)
 }
 
 // copyWith returns a copy with one more header: kept answers are shared.
@@ -220,13 +230,18 @@ func (h *Handler) test(ctx context.Context, q *request) (*response, *problem) {
 	if member == "" {
 		member = q.target.member
 	}
+	if err := h.approve(q)(ctx, []string{m.Called}, nil); err != nil {
+		return nil, engineProblem(err)
+	}
 	return answer(http.StatusOK, groupapi.TypeJSON, groupapi.Membership{
 		Group: m.CanonicalGroup, Member: member, IsMember: m.IsMember,
 	}), nil
 }
 
 func (h *Handler) change(ctx context.Context, q *request) (*response, *problem) {
-	res, err := h.backend.engine.Change(ctx, q.target.group, q.asked.adds, q.asked.removes, q.asked.change)
+	o := q.asked.change
+	o.Approve = h.approve(q)
+	res, err := h.backend.engine.Change(ctx, q.target.group, q.asked.adds, q.asked.removes, o)
 	if err != nil {
 		return nil, engineProblem(err)
 	}
@@ -234,7 +249,9 @@ func (h *Handler) change(ctx context.Context, q *request) (*response, *problem) 
 }
 
 func (h *Handler) replace(ctx context.Context, q *request) (*response, *problem) {
-	res, err := h.backend.engine.Replace(ctx, q.target.group, q.asked.adds, q.asked.replace)
+	o := q.asked.replace
+	o.Approve = h.approve(q)
+	res, err := h.backend.engine.Replace(ctx, q.target.group, q.asked.adds, o)
 	if err != nil {
 		return nil, engineProblem(err)
 	}

@@ -301,7 +301,7 @@ func (r reply) problem(t *testing.T, status int, code string) groupapi.Problem {
 	if p.Code != code || p.Status != status || r.header.Get("Content-Type") != groupapi.TypeProblem {
 		t.Errorf("%s %s, want the code %s", r.header.Get("Content-Type"), r.body, code)
 	}
-	if status >= 502 && r.header.Get("Retry-After") == "" {
+	if status >= 500 && r.header.Get("Retry-After") == "" {
 		t.Errorf("%d without Retry-After: %s", status, r.body)
 	}
 	return p
