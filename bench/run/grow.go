@@ -19,12 +19,12 @@ func (o *Options) grow(ctx context.Context, _ Row, res *RowResult) error {
 	}
 	site.Keep = o.Keep
 	defer site.Close()
-	for i, percent := range o.Pace.Scale {
+	for _, percent := range o.Pace.Scale {
 		if ctx.Err() != nil {
 			return errors.New("interrupted")
 		}
 		step := scale.Step{Size: scale.At(percent, o.Links)}
-		figures, err := scale.Measure(ctx, site, step.Size, site.Target(i))
+		figures, err := scale.Measure(ctx, site, step.Size)
 		step.Figures = figures
 		if err != nil {
 			step.Failed = err.Error()

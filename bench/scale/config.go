@@ -9,10 +9,12 @@ import (
 	"strings"
 )
 
-// Clients connect to ports of an address of their own, below those that the
-// kernel gives to dialled connections.
+// Listeners have addresses of their own, and ports below those that the kernel
+// gives to dialled connections.
 const (
 	clientHost = "127.3.0.1"
+	echoHost   = "127.3.0.2" // of caddy-l4's echo
+	healthHost = "127.3.0.3" // of agents
 	firstPort  = 10001
 )
 
@@ -110,10 +112,10 @@ https://:%s {
 
 // echoConfig has the same listeners in front of caddy-l4's own echo and nothing
 // of ours: what a reload of so many costs anyway.
-func (w *world) echoConfig(port int, level string) string {
+func (w *world) echoConfig(level string) string {
 	var servers strings.Builder
 	for i := range w.size.Connectors {
-		fmt.Fprintf(&servers, "\t\t%s {\n\t\t\troute {\n\t\t\t\techo\n\t\t\t}\n\t\t}\n", net.JoinHostPort("127.3.0.2", strconv.Itoa(port+i)))
+		fmt.Fprintf(&servers, "\t\t%s {\n\t\t\troute {\n\t\t\t\techo\n\t\t\t}\n\t\t}\n", net.JoinHostPort(echoHost, strconv.Itoa(firstPort+i)))
 	}
 	return fmt.Sprintf("{\n\tadmin unix/%s\n\tpersist_config off\n\tauto_https off\n\tlog {\n\t\tlevel %s\n\t}\n\tlayer4 {\n%s\t}\n}\n", w.echoAdmin(), level, servers.String())
 }
@@ -121,13 +123,13 @@ func (w *world) echoConfig(port int, level string) string {
 // agentConfig is what one agent's process goes by: every connector that the hub
 // gives it.
 func (w *world) agentConfig(i int) (path, health string, err error) {
-	if health, err = freeAddr(); err != nil {
-		return "", "", err
-	}
-	_, port, _ := net.SplitHostPort(health)
+	port := strconv.Itoa(firstPort + i)
+	health = net.JoinHostPort(healthHost, port)
 	var targets strings.Builder
 	for c := i; c < w.size.Connectors; c += w.size.Agents {
-		fmt.Fprintf(&targets, "  %s: %s\n", connectorName(c), w.target)
+		// All of the target's addresses: with two thirds of the ports towards one of
+		// them in use, the kernel takes 2 ms to find another.
+		fmt.Fprintf(&targets, "  %s: %s\n", connectorName(c), w.site.Target(c))
 	}
 	path, err = w.write(agentID(i)+".yaml", fmt.Sprintf(`tunnel:
   url: https://%s/tunnel
@@ -138,10 +140,10 @@ func (w *world) agentConfig(i int) (path, health string, err error) {
     token_file: %s
 targets:
 %shealth:
-  host: 127.0.0.1
+  host: %s
   port: %s
 observability:
   log_level: error
-`, w.web, agentID(i), w.size.Links, w.site.Files.CA, filepath.Join(w.dir, agentID(i)+".token"), targets.String(), port))
+`, w.web, agentID(i), w.size.Links, w.site.Files.CA, filepath.Join(w.dir, agentID(i)+".token"), targets.String(), healthHost, port))
 	return path, health, err
 }

@@ -236,7 +236,7 @@ func (w *world) caddyAlone(ctx context.Context) error {
 	var jsons [2][]byte
 	var first string
 	for i, level := range []string{"WARN", "ERROR"} {
-		path, err := w.write("echo-"+level+".Caddyfile", w.echoConfig(firstPort, level))
+		path, err := w.write("echo-"+level+".Caddyfile", w.echoConfig(level))
 		if err != nil {
 			return err
 		}

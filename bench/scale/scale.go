@@ -85,13 +85,13 @@ var Names = []string{
 	ScrapeMS, ScrapePlainMS, ScrapeMB, ScrapeWireKB, CaddyScrapeMS, ReloadMS, ReloadWorstMS, ReloadFileMS, ReloadCaddyMS, IdleCPU, Failed, FirstFailed, Dead,
 }
 
-// Measure runs one step. target is where agents lead to.
-func Measure(ctx context.Context, s *systems.Site, size Size, target string) (load.Result, error) {
+// Measure runs one step.
+func Measure(ctx context.Context, s *systems.Site, size Size) (load.Result, error) {
 	dir := filepath.Join(s.Dir, strconv.Itoa(size.Percent))
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("prepare a step: %w", err)
 	}
-	w := &world{site: s, dir: dir, size: size, target: target, figures: load.Result{}}
+	w := &world{site: s, dir: dir, size: size, figures: load.Result{}}
 	defer w.stop()
 	for _, f := range []func(context.Context) error{
 		w.startHub, w.startAgents, w.bare, w.openSessions, w.memory, w.idle, w.firstBytes, w.scrapes, w.reloads, w.alive, w.caddyAlone,
@@ -108,7 +108,6 @@ type world struct {
 	site    *systems.Site
 	dir     string
 	size    Size
-	target  string
 	web     string   // the hub's address for agents and scrapes
 	conf    []string // two Caddyfiles that differ in a limit of each connector
 	hub     *systems.Process
