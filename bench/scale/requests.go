@@ -93,8 +93,14 @@ func (w *world) figure(ctx context.Context, addr, name string) (sum float64, err
 	return sum, cmp.Or(sc.Err(), err)
 }
 
-// rounds is how often what takes milliseconds is done; the figure is the median.
-const rounds = 15
+// How often what takes milliseconds is done, whose median is the figure, and how
+// long what it left behind has to be cleared away. After a reload the hub judges
+// all live sessions again.
+const (
+	rounds      = 11
+	scrapePause = 200 * time.Millisecond
+	reloadPause = time.Second
+)
 
 func (w *world) scrapes(ctx context.Context) error {
 	c, err := w.scraper()
@@ -108,7 +114,7 @@ func (w *world) scrapes(ctx context.Context) error {
 		{"/caddy", "gzip", CaddyScrapeMS, ""},
 	} {
 		var size int64
-		ms, _, err := times(rounds, func(int) error {
+		ms, _, err := times(rounds, scrapePause, func(int) error {
 			body, err := get(ctx, c, "https://"+w.web+what.path, what.encoding)
 			if err != nil {
 				return err
@@ -133,7 +139,7 @@ func (w *world) scrapes(ctx context.Context) error {
 
 // times runs f n times after once for nothing, and returns the median and the
 // longest, in milliseconds.
-func times(n int, f func(i int) error) (median, worst float64, err error) {
+func times(n int, pause time.Duration, f func(i int) error) (median, worst float64, err error) {
 	took := make([]time.Duration, 0, n)
 	for i := range n + 1 {
 		began := time.Now()
@@ -143,7 +149,7 @@ func times(n int, f func(i int) error) (median, worst float64, err error) {
 		if i > 0 {
 			took = append(took, time.Since(began))
 		}
-		time.Sleep(200 * time.Millisecond) // what it left behind is cleared away
+		time.Sleep(pause)
 	}
 	slices.Sort(took)
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
@@ -166,12 +172,12 @@ func (w *world) reloads(ctx context.Context) error {
 	}
 	var err error
 	// The configuration that the hub began with is not the first to be loaded.
-	if w.figures[ReloadMS], w.figures[ReloadWorstMS], err = times(rounds, func(i int) error {
+	if w.figures[ReloadMS], w.figures[ReloadWorstMS], err = times(rounds, reloadPause, func(i int) error {
 		return post(ctx, w.admin(), "application/json", jsons[(i+1)%2])
 	}); err != nil {
 		return err
 	}
-	w.figures[ReloadFileMS], _, err = times(rounds, func(i int) error {
+	w.figures[ReloadFileMS], _, err = times(rounds, reloadPause, func(i int) error {
 		return post(ctx, w.admin(), "text/caddyfile", files[i%2])
 	})
 	return err
@@ -260,7 +266,7 @@ func (w *world) caddyAlone(ctx context.Context) error {
 		return err
 	}
 	time.Sleep(settle)
-	w.figures[ReloadCaddyMS], _, err = times(rounds, func(i int) error {
+	w.figures[ReloadCaddyMS], _, err = times(rounds, reloadPause, func(i int) error {
 		return post(ctx, w.echoAdmin(), "application/json", jsons[(i+1)%2])
 	})
 	return err
