@@ -57,7 +57,7 @@ func (r *RowResult) growth(b *strings.Builder) {
 			fmt.Fprintf(b, " %s |", figure(v))
 		}
 		from, to := first.Figures[name], last.Figures[name]
-		if len(r.Steps) == 1 || from == 0 {
+		if _, ok := last.Figures[name]; !ok || len(r.Steps) == 1 || from == 0 {
 			b.WriteString(" |\n")
 			continue
 		}

@@ -94,7 +94,7 @@ func Measure(ctx context.Context, s *systems.Site, size Size) (load.Result, erro
 	w := &world{site: s, dir: dir, size: size, figures: load.Result{}}
 	defer w.stop()
 	for _, f := range []func(context.Context) error{
-		w.startHub, w.startAgents, w.bare, w.openSessions, w.memory, w.idle, w.firstBytes, w.scrapes, w.reloads, w.alive, w.caddyAlone,
+		w.startHub, w.startAgents, w.bare, w.openSessions, w.memory, w.firstBytes, w.scrapes, w.reloads, w.alive, w.caddyAlone, w.idle,
 	} {
 		if err := errors.Join(ctx.Err(), f(ctx)); err != nil {
 			return w.figures, err
@@ -224,11 +224,13 @@ func (w *world) memory(ctx context.Context) error {
 	return err
 }
 
-// idle measures what nothing costs: pings, timers, collectors of garbage.
+// idle measures what nothing costs: pings and timers. It comes last, when the
+// runtimes have given back what opening sessions took.
 func (w *world) idle(context.Context) error {
+	time.Sleep(settle)
 	before := w.cpu()
 	began := time.Now()
-	time.Sleep(2 * settle)
+	time.Sleep(3 * settle)
 	w.figures[IdleCPU] = 100 * (w.cpu() - before).Seconds() / time.Since(began).Seconds()
 	return nil
 }

@@ -3,6 +3,7 @@ package hub
 import (
 	"context"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"time"
 
@@ -151,6 +152,9 @@ func (h *Hub) judge(l law, c *connector, batch []*session) {
 	for i, s := range ask {
 		if !outcomes[i].known {
 			h.auditDecision(s, &question{l, phaseReeval, s.server(), answers[i], asked, took})
+			// After a reload there is a judge for each of maybe a thousand connectors.
+			// Whoever carries bytes is not to wait until all of them have written theirs.
+			runtime.Gosched()
 		}
 		if v := outcomes[i].verdict; v != nil {
 			s.end(v.reason, v.message)
