@@ -130,7 +130,7 @@ func TestEveryOptionHasAGolden(t *testing.T) {
 		options = slices.AppendSeq(options, maps.Keys(m))
 	}
 	options = append(options, ldapadmin.Options()...)
-	options = append(options, "agent", "native_histograms", "max_handshakes", "nowconnect_agent", "nowconnect_health")
+	options = append(options, "agent", "native_histograms", "max_handshakes", "nowconnect_agent", "nowconnect_health", "nowconnect_metrics")
 	for _, o := range options {
 		if !regexp.MustCompile(`(?m)^\s*` + o + `\b`).MatchString(all) {
 			t.Errorf("no golden uses the option %s", o)

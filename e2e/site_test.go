@@ -214,7 +214,7 @@ func (s *site) caddyfile() string {
 		p("\t\t%s {\n\t\t\troute {\n\t\t\t\tnowconnect %s\n\t\t\t}\n\t\t}", s.o.network+s.addr(c.name), c.name)
 	}
 	p("\t}\n}")
-	const routes = "\tnowconnect_agent /tunnel\n\tnowconnect_health\n\tmetrics /metrics\n}"
+	const routes = "\tnowconnect_agent /tunnel\n\tnowconnect_health\n\tnowconnect_metrics /metrics\n}"
 	p("http://:%s {\n\tbind 127.0.0.1", port(s.http))
 	for _, line := range s.o.lines {
 		p("\t%s", strings.ReplaceAll(line, "$DIR", s.dir))

@@ -46,6 +46,11 @@ func (r *Report) Failures() (n int) {
 				n++
 			}
 		}
+		for _, s := range row.Steps {
+			if s.Failed != "" {
+				n++
+			}
+		}
 	}
 	return n
 }
@@ -98,6 +103,9 @@ func (r *RowResult) brief(names []string) string {
 	if r.NotRun != "" {
 		return "not run: " + r.NotRun
 	}
+	if len(r.metrics) == 0 {
+		return fmt.Sprintf("%d steps", len(r.Steps))
+	}
 	parts := []string{r.metrics[0].Name}
 	for _, n := range names {
 		c, there := r.Cells[n]
@@ -118,8 +126,16 @@ func (r *Report) WriteMarkdown(w io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s. %s. %d rounds of %v (WAN %v), medians (min–max); %d links per multiplexed agent; congestion control of ours: %s.\n\n",
 		r.Started.Format("2006-01-02"), r.Machine, r.Pace.Rounds, r.Pace.Window, r.Pace.WANRun, r.Links, cmp.Or(r.Congestion, "auto"))
-	r.figures(&b)
-	if slices.Contains(r.Systems, systems.L1) || slices.Contains(r.Systems, systems.Yamux) {
+	compared := slices.ContainsFunc(r.Rows, func(row RowResult) bool { return len(row.metrics) > 0 })
+	if compared {
+		r.figures(&b)
+	}
+	for i := range r.Rows {
+		if len(r.Rows[i].Steps) > 0 {
+			r.Rows[i].growth(&b)
+		}
+	}
+	if compared && (slices.Contains(r.Systems, systems.L1) || slices.Contains(r.Systems, systems.Yamux)) {
 		b.WriteString("\nRatios of medians, × L1 / × yamux. Bold: not worse than yamux.\n\n")
 		r.ratios(&b)
 	}

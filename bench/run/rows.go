@@ -21,7 +21,7 @@ import (
 // Row is one benchmark.
 type Row struct {
 	Name  string
-	Group string // loopback, ends, wan or loss
+	Group string // loopback, ends, wan, loss or scale
 	Title string
 	Spec  load.Spec
 	WAN   *wan.Params
@@ -31,6 +31,8 @@ type Row struct {
 	SkipDirect bool
 	// Measure takes the place of one run of Spec where a cell needs more.
 	Measure func(ctx context.Context, o *Options, site *systems.Site, y *systems.System, s load.Spec) (load.Result, error)
+	// Grows marks the row that has sizes of ours in the place of systems.
+	Grows bool
 	// After, if set, is measured once more after all rounds with the target gone.
 	After string
 }
@@ -112,6 +114,7 @@ func Rows() []Row {
 		over(lossy, "loss", "loss-paced1", "40 ms, 0.5 % loss, cubic: 16 × 10 requests/s beside 1 bulk stream", pacedMetrics,
 			load.Spec{Kind: load.Paced, Conns: 16, Rate: 10, Bulk: 1}),
 		over(bbr, "loss", "bbr-down1", "40 ms, 0.5 % loss, BBR: bulk down, 1 conn", bulkMetrics, load.Spec{Kind: load.Down, Conns: 1}),
+		{Name: "scale", Group: "scale", Title: "idle sessions, agents and connectors", Grows: true},
 	}
 }
 
@@ -141,13 +144,14 @@ type Pace struct {
 	Warm, Window    time.Duration // on loopback
 	WANWarm, WANRun time.Duration // slow start takes a second at 40 ms
 	Idle            int           // connections of the idle row
+	Scale           []int         // percent of the full size, for the scale row
 }
 
 // The two paces. Short is for finding out whether something broke: one round
 // shows no spread, so its figures are not for publishing.
 var (
-	Full  = Pace{Rounds: 3, Warm: 500 * time.Millisecond, Window: 2 * time.Second, WANWarm: 1500 * time.Millisecond, WANRun: 4 * time.Second, Idle: 5000}
-	Short = Pace{Rounds: 1, Warm: 300 * time.Millisecond, Window: time.Second, WANWarm: time.Second, WANRun: 1500 * time.Millisecond, Idle: 1000}
+	Full  = Pace{Rounds: 3, Warm: 500 * time.Millisecond, Window: 2 * time.Second, WANWarm: 1500 * time.Millisecond, WANRun: 4 * time.Second, Idle: 5000, Scale: []int{10, 50, 100}}
+	Short = Pace{Rounds: 1, Warm: 300 * time.Millisecond, Window: time.Second, WANWarm: time.Second, WANRun: 1500 * time.Millisecond, Idle: 1000, Scale: []int{10}}
 )
 
 // spec returns the row's spec at this pace.

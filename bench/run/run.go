@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nowconnect/nowconnect/bench/load"
+	"github.com/nowconnect/nowconnect/bench/scale"
 	"github.com/nowconnect/nowconnect/bench/systems"
 	"github.com/nowconnect/nowconnect/bench/wan"
 )
@@ -44,7 +45,8 @@ type RowResult struct {
 	Spec    load.Spec        `json:"spec"`
 	WAN     *wan.Params      `json:"wan,omitempty"`
 	NotRun  string           `json:"not_run,omitempty"` // why the whole row has no figures
-	Cells   map[string]*Cell `json:"cells"`
+	Cells   map[string]*Cell `json:"cells,omitempty"`
+	Steps   []scale.Step     `json:"steps,omitempty"` // of a row that grows
 	metrics []Metric
 }
 
@@ -57,7 +59,11 @@ func Run(ctx context.Context, o Options) []RowResult {
 		}
 		began := time.Now()
 		res := RowResult{Name: row.Name, Title: row.Title, Spec: o.Pace.spec(row), WAN: row.WAN, Cells: map[string]*Cell{}, metrics: row.Metrics}
-		if err := o.row(ctx, row, &res); err != nil {
+		measure := o.row
+		if row.Grows {
+			measure = o.grow
+		}
+		if err := measure(ctx, row, &res); err != nil {
 			res.NotRun = err.Error()
 		}
 		all = append(all, res)

@@ -120,3 +120,9 @@ func freePort() (string, error) {
 	_, port, err := net.SplitHostPort(ln.Addr().String())
 	return port, err
 }
+
+// StartProcess runs argv for rows that have processes of their own, with its
+// output in the file name.log below dir.
+func StartProcess(dir, name string, env []string, argv ...string) (*Process, error) {
+	return start(dir, "", name, env, argv...)
+}

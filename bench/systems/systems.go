@@ -139,6 +139,9 @@ func (s *Site) targetAddr(i int) string {
 	return net.JoinHostPort(fmt.Sprintf("127.1.0.%d", 1+i), s.targetPort)
 }
 
+// Target is one of the target's addresses, for rows that have processes of their own.
+func (s *Site) Target(i int) string { return s.targetAddr(i % targetAddrs) }
+
 // TargetFromClient is where a client reaches the target without any system.
 func (s *Site) TargetFromClient() string {
 	if s.hubNS != "" {

@@ -169,7 +169,7 @@ https://{{.HTTPAddr}} {
 	tls "{{.File "hub.crt"}}" "{{.File "hub.key"}}"
 	nowconnect_agent /tunnel
 	nowconnect_health
-	metrics /metrics
+	nowconnect_metrics /metrics
 {{- if .Embedded}}
 	basic_auth /ldap/* {
 		{{.Caller}} {{.CallerHash}}

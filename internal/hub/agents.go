@@ -37,6 +37,7 @@ type link struct {
 	*tunnel.Link
 	agent   *agent
 	hello   wire.Hello
+	leadsTo map[string]bool // hello.Connectors: looked up for every new session
 	remote  string
 	carrier string
 	since   time.Time
@@ -53,7 +54,7 @@ type link struct {
 // it and its credential covers it. Whether the configuration names the agent
 // is the caller's to check: that may change while the link lives.
 func (l *link) serves(connector string) bool {
-	return slices.Contains(l.hello.Connectors, connector) && l.identity.Load().covers(connector)
+	return l.leadsTo[connector] && l.identity.Load().covers(connector)
 }
 
 // ServeAgent runs an agent's link from HELLO to its end, on a carrier whose
@@ -132,7 +133,10 @@ func (h *Hub) newLink(cfg *Config, c tunnel.Carrier, hello wire.Hello, id Identi
 	l := &link{
 		agent: a, hello: hello, remote: remote, carrier: c.Name(), since: time.Now(),
 		reauth: cfg.Reauthenticate != nil && !id.Bound && slices.Contains(hello.Capabilities, wire.CapReauth),
-		auth:   make(chan []byte, 1), changed: make(chan struct{}, 1),
+		auth:   make(chan []byte, 1), changed: make(chan struct{}, 1), leadsTo: make(map[string]bool),
+	}
+	for _, name := range hello.Connectors {
+		l.leadsTo[name] = true
 	}
 	l.identity.Store(&id)
 	tc := tunnel.Config{

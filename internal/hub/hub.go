@@ -54,6 +54,7 @@ type connector struct {
 	epoch  uint64     // changes with the policy: what was decided in another one counts no more
 	queue  []*session // live sessions to be judged
 	judges int        // goroutines at it
+	coming int        // those of them that have not taken any yet
 }
 
 // New returns a hub that serves nothing until Apply. It starts nothing.

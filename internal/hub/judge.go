@@ -3,6 +3,7 @@ package hub
 import (
 	"context"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"time"
 
@@ -67,16 +68,19 @@ func (h *Hub) queueLocked(s *session, why cause) {
 	s.permit.queued = true
 	c := s.conn
 	c.queue = append(c.queue, s)
-	if c.judges < judgesPerConnector {
+	// Not for those whom somebody is about to take: a reload queues the sessions of
+	// a thousand connectors, and four goroutines for each would find little to do.
+	if c.judges < judgesPerConnector && c.coming*judgeAtOnce < len(c.queue) {
 		c.judges++
+		c.coming++
 		h.judging.Go(func() { h.judgeQueue(c) })
 	}
 }
 
 // judgeQueue judges until the queue is empty.
 func (h *Hub) judgeQueue(c *connector) {
-	for {
-		l, batch := h.takeQueued(c)
+	for first := true; ; first = false {
+		l, batch := h.takeQueued(c, first)
 		if len(batch) == 0 {
 			return
 		}
@@ -86,9 +90,12 @@ func (h *Hub) judgeQueue(c *connector) {
 
 // takeQueued takes sessions off the queue, and the law to judge them by. When
 // there are none the caller is no longer at it.
-func (h *Hub) takeQueued(c *connector) (law, []*session) {
+func (h *Hub) takeQueued(c *connector, first bool) (law, []*session) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if first {
+		c.coming--
+	}
 	n := min(len(c.queue), judgeAtOnce)
 	if n == 0 || h.closed {
 		c.judges--
@@ -145,6 +152,9 @@ func (h *Hub) judge(l law, c *connector, batch []*session) {
 	for i, s := range ask {
 		if !outcomes[i].known {
 			h.auditDecision(s, &question{l, phaseReeval, s.server(), answers[i], asked, took})
+			// After a reload there is a judge for each of maybe a thousand connectors.
+			// Whoever carries bytes is not to wait until all of them have written theirs.
+			runtime.Gosched()
 		}
 		if v := outcomes[i].verdict; v != nil {
 			s.end(v.reason, v.message)

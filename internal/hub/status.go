@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -133,11 +134,25 @@ func (h *Hub) Sessions(connector string) []SessionStatus {
 	return out
 }
 
-// LiveState implements obs.Live.
+// LiveState implements obs.Live. New sessions wait for Hub.mu, so what can be read
+// without it, the queues of thousands of sessions, is.
 func (h *Hub) LiveState() obs.LiveState {
+	s, sessions := h.snapshot()
+	for i, of := range sessions {
+		for _, ss := range of {
+			if t := ss.tunnel.Load(); t != nil {
+				s.Connectors[i].QueueFrames = max(s.Connectors[i].QueueFrames, t.QueueFrames())
+			}
+		}
+	}
+	return s
+}
+
+// snapshot reads what needs Hub.mu. It returns the sessions of each connector, too.
+func (h *Hub) snapshot() (s obs.LiveState, sessions [][]*session) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	var s obs.LiveState
+	all := make([]*session, 0, h.live)
 	for name, c := range h.connectors {
 		st := obs.ConnectorState{Name: name, ActiveSessions: len(c.sessions)}
 		if h.cfg != nil {
@@ -146,17 +161,15 @@ func (h *Hub) LiveState() obs.LiveState {
 				st.AgentsConnected = len(h.servingLocked(k))
 			}
 		}
-		for ss := range c.sessions {
-			if t := ss.tunnel.Load(); t != nil {
-				st.QueueFrames = max(st.QueueFrames, t.QueueFrames())
-			}
-		}
+		from := len(all)
+		all = slices.AppendSeq(all, maps.Keys(c.sessions))
+		sessions = append(sessions, all[from:])
 		s.Connectors = append(s.Connectors, st)
 	}
 	for id, a := range h.agents {
 		s.Agents = append(s.Agents, obs.AgentState{ID: id, Links: len(a.links), Since: a.since})
 	}
-	return s
+	return s, sessions
 }
 
 var _ tunnel.Observer = (*obs.Connector)(nil)

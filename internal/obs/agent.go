@@ -12,9 +12,13 @@ import (
 // methods may be called concurrently.
 type Agent struct {
 	rtt        prometheus.Observer
-	reconnects map[wire.Reason]prometheus.Counter // fixed keys: wire.LinkReasons
-	reauths    map[ReauthResult]prometheus.Counter
+	reconnects map[wire.Reason]incrementer // fixed keys: wire.LinkReasons
+	reauths    map[ReauthResult]incrementer
 }
+
+// incrementer is a counter of the hub's, or of the agent process, which has few
+// series and leaves them to Prometheus' library.
+type incrementer interface{ Inc() }
 
 // ReauthResult tells what became of a credential that came over a live link.
 type ReauthResult string
@@ -27,8 +31,8 @@ const (
 	ReauthLimited  ReauthResult = "limited" // too many: not looked at
 )
 
-func reauthCounters(child func(ReauthResult) prometheus.Counter) map[ReauthResult]prometheus.Counter {
-	m := make(map[ReauthResult]prometheus.Counter)
+func reauthCounters(child func(ReauthResult) incrementer) map[ReauthResult]incrementer {
+	m := make(map[ReauthResult]incrementer)
 	for _, r := range []ReauthResult{ReauthAccepted, ReauthRefused, ReauthError, ReauthLimited} {
 		m[r] = child(r)
 	}
@@ -36,12 +40,12 @@ func reauthCounters(child func(ReauthResult) prometheus.Counter) map[ReauthResul
 }
 
 func newAgent(f *hubFamilies, id string) *Agent {
-	a := &Agent{rtt: f.tunnelRTT.WithLabelValues(id)}
-	a.reconnects = linkReasonCounters(func(r wire.Reason) prometheus.Counter {
-		return f.tunnelReconns.WithLabelValues(id, r.String())
+	a := &Agent{rtt: f.tunnelRTT.observer(id)}
+	a.reconnects = linkReasonCounters(func(r wire.Reason) incrementer {
+		return f.tunnelReconns.counter(id, r.String())
 	})
-	a.reauths = reauthCounters(func(r ReauthResult) prometheus.Counter {
-		return f.tunnelReauths.WithLabelValues(id, string(r))
+	a.reauths = reauthCounters(func(r ReauthResult) incrementer {
+		return f.tunnelReauths.counter(id, string(r))
 	})
 	return a
 }
@@ -56,15 +60,15 @@ func (a *Agent) Reconnected(r wire.Reason) { countLink(a.reconnects, r) }
 // RTT records the round trip of one ping.
 func (a *Agent) RTT(d time.Duration) { a.rtt.Observe(d.Seconds()) }
 
-func linkReasonCounters(child func(wire.Reason) prometheus.Counter) map[wire.Reason]prometheus.Counter {
-	m := make(map[wire.Reason]prometheus.Counter)
+func linkReasonCounters(child func(wire.Reason) incrementer) map[wire.Reason]incrementer {
+	m := make(map[wire.Reason]incrementer)
 	for _, r := range wire.LinkReasons() {
 		m[r] = child(r)
 	}
 	return m
 }
 
-func countLink(m map[wire.Reason]prometheus.Counter, r wire.Reason) {
+func countLink(m map[wire.Reason]incrementer, r wire.Reason) {
 	n, ok := m[r]
 	if !ok {
 		n = m[wire.ReasonUnknown]

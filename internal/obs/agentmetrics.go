@@ -16,8 +16,8 @@ type AgentMetrics struct {
 	families   agentFamilies
 	vecs       []prometheus.Collector
 	rtt        prometheus.Observer
-	reconnects map[wire.Reason]prometheus.Counter // fixed keys: wire.LinkReasons
-	reauths    map[ReauthResult]prometheus.Counter
+	reconnects map[wire.Reason]incrementer // fixed keys: wire.LinkReasons
+	reauths    map[ReauthResult]incrementer
 
 	mu         sync.Mutex
 	connectors map[string]*AgentConnector // guarded by mu; never shrinks
@@ -66,10 +66,10 @@ func NewAgentMetrics() *AgentMetrics {
 	}
 	m.vecs = f.made
 	m.rtt = m.families.rtt.WithLabelValues()
-	m.reconnects = linkReasonCounters(func(r wire.Reason) prometheus.Counter {
+	m.reconnects = linkReasonCounters(func(r wire.Reason) incrementer {
 		return m.families.reconnects.WithLabelValues(r.String())
 	})
-	m.reauths = reauthCounters(func(r ReauthResult) prometheus.Counter {
+	m.reauths = reauthCounters(func(r ReauthResult) incrementer {
 		return m.families.reauths.WithLabelValues(string(r))
 	})
 	return m

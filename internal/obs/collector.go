@@ -38,20 +38,33 @@ type AgentState struct {
 
 // The families that are read and not recorded.
 var (
-	descActive = prometheus.NewDesc("nowconnect_tcp_active_connections",
-		"Client connections live now.", []string{"connector"}, nil)
-	descQueue = prometheus.NewDesc("nowconnect_inbound_queue_size",
-		"Frames in the deepest agent-to-client queue among the connector's live sessions.", []string{"connector"}, nil)
-	descDepth = prometheus.NewDesc("nowconnect_queue_depth_per_cid",
-		"Frames that one session's agent-to-client queue may hold.", []string{"connector"}, nil)
-	descAgents = prometheus.NewDesc("nowconnect_agents_connected",
-		"Agents that serve the connector now.", []string{"connector"}, nil)
-	descLinks = prometheus.NewDesc("nowconnect_tunnel_links",
-		"Links of the agent that are up now.", []string{"agent"}, nil)
-	descUptime = prometheus.NewDesc("nowconnect_tunnel_uptime_seconds",
-		"How long the agent has had a link without a gap; 0 when it has none.", []string{"agent"}, nil)
-
-	liveDescs = []*prometheus.Desc{descActive, descQueue, descDepth, descAgents, descLinks, descUptime}
+	connectorGauges = []struct {
+		gauge
+		value func(ConnectorState) float64
+	}{
+		{newGauge("nowconnect_tcp_active_connections",
+			"Client connections live now.", "connector"),
+			func(k ConnectorState) float64 { return float64(k.ActiveSessions) }},
+		{newGauge("nowconnect_inbound_queue_size",
+			"Frames in the deepest agent-to-client queue among the connector's live sessions.", "connector"),
+			func(k ConnectorState) float64 { return float64(k.QueueFrames) }},
+		{newGauge("nowconnect_queue_depth_per_cid",
+			"Frames that one session's agent-to-client queue may hold.", "connector"),
+			func(k ConnectorState) float64 { return float64(k.QueueBound) }},
+		{newGauge("nowconnect_agents_connected",
+			"Agents that serve the connector now.", "connector"),
+			func(k ConnectorState) float64 { return float64(k.AgentsConnected) }},
+	}
+	agentGauges = []struct {
+		gauge
+		value func(AgentState, time.Time) float64
+	}{
+		{newGauge("nowconnect_tunnel_links",
+			"Links of the agent that are up now.", "agent"),
+			func(a AgentState, _ time.Time) float64 { return float64(a.Links) }},
+		{newGauge("nowconnect_tunnel_uptime_seconds",
+			"How long the agent has had a link without a gap; 0 when it has none.", "agent"), uptime},
+	}
 )
 
 // Collector returns a collector of everything recorded in m and of live's
@@ -69,37 +82,65 @@ type collector struct {
 // Describe sends every family, also those without a series yet: a pedantic
 // registry rejects what was not described.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, v := range c.metrics.vecs {
-		v.Describe(ch)
+	for _, f := range c.metrics.families.all {
+		f.Describe(ch)
 	}
-	for _, d := range liveDescs {
-		ch <- d
+	for _, g := range connectorGauges {
+		ch <- g.desc
+	}
+	for _, g := range agentGauges {
+		ch <- g.desc
 	}
 }
 
-// Collect sends every series.
+// Collect sends every series, unless [Metrics.Rest] asks.
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
-	for _, v := range c.metrics.vecs {
-		v.Collect(ch)
+	if _, ok := c.metrics.unwanted.Load(ch); ok {
+		return
+	}
+	for _, f := range c.metrics.families.all {
+		f.Collect(ch)
 	}
 	s := c.live.LiveState()
-	gauge := func(d *prometheus.Desc, v float64, label string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, label)
-	}
 	for _, k := range s.Connectors {
-		gauge(descActive, float64(k.ActiveSessions), k.Name)
-		gauge(descQueue, float64(k.QueueFrames), k.Name)
-		gauge(descDepth, float64(k.QueueBound), k.Name)
-		gauge(descAgents, float64(k.AgentsConnected), k.Name)
+		for _, g := range connectorGauges {
+			ch <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, g.value(k), k.Name)
+		}
 	}
 	now := time.Now()
 	for _, a := range s.Agents {
-		gauge(descLinks, float64(a.Links), a.ID)
-		gauge(descUptime, uptime(now, a), a.ID)
+		for _, g := range agentGauges {
+			ch <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, g.value(a, now), a.ID)
+		}
 	}
 }
 
-func uptime(now time.Time, a AgentState) float64 {
+// Rest returns a gatherer of all that is registered in reg but m's own metrics.
+func (m *Metrics) Rest(reg prometheus.Collector) prometheus.Gatherer {
+	r := prometheus.NewRegistry()
+	r.MustRegister(rest{m, reg})
+	return r
+}
+
+// rest is an unchecked collector: it describes nothing, as what it leads to may
+// change.
+type rest struct {
+	metrics *Metrics
+	reg     prometheus.Collector
+}
+
+// Describe implements prometheus.Collector.
+func (rest) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector. The channel tells m's collectors who
+// asks, as every gathering has its own.
+func (r rest) Collect(ch chan<- prometheus.Metric) {
+	r.metrics.unwanted.Store(ch, true)
+	defer r.metrics.unwanted.Delete(ch)
+	r.reg.Collect(ch)
+}
+
+func uptime(a AgentState, now time.Time) float64 {
 	if a.Links == 0 || a.Since.IsZero() {
 		return 0
 	}

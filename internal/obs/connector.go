@@ -40,53 +40,53 @@ const (
 // Its methods may be called concurrently; none allocates or blocks.
 type Connector struct {
 	write, drain           prometheus.Observer
-	overflowHub            prometheus.Counter
-	overflowAgent          prometheus.Counter
-	errWrite, errSession   prometheus.Counter
-	errPDP                 prometheus.Counter
-	acceptErrors           prometheus.Counter
-	connections            prometheus.Counter
-	bytesC2A, bytesA2C     prometheus.Counter
-	finSent, finRecv       prometheus.Counter
-	rstSent, rstRecv       prometheus.Counter
-	closed                 map[wire.Reason]prometheus.Counter // fixed keys: wire.SessionReasons
+	overflowHub            *counter
+	overflowAgent          *counter
+	errWrite, errSession   *counter
+	errPDP                 *counter
+	acceptErrors           *counter
+	connections            *counter
+	bytesC2A, bytesA2C     *counter
+	finSent, finRecv       *counter
+	rstSent, rstRecv       *counter
+	closed                 map[wire.Reason]*counter // fixed keys: wire.SessionReasons
 	open, duration         prometheus.Observer
 	framesC2A, framesA2C   prometheus.Observer
-	pdpAllow, pdpDeny      prometheus.Counter
-	pdpError               prometheus.Counter
+	pdpAllow, pdpDeny      *counter
+	pdpError               *counter
 	pdpAsked, pdpFromCache prometheus.Observer
 }
 
 func newConnector(f *hubFamilies, name string) *Connector {
 	c := &Connector{
-		write:         f.writeDrain.WithLabelValues(name, "write"),
-		drain:         f.writeDrain.WithLabelValues(name, "drain"),
-		overflowHub:   f.overflow.WithLabelValues(string(SideHub), name),
-		overflowAgent: f.overflow.WithLabelValues(string(SideAgent), name),
-		errWrite:      f.listenerErr.WithLabelValues(name, string(ErrorWrite)),
-		errSession:    f.listenerErr.WithLabelValues(name, string(ErrorSession)),
-		errPDP:        f.listenerErr.WithLabelValues(name, string(ErrorPDP)),
-		acceptErrors:  f.acceptErr.WithLabelValues(name),
-		connections:   f.connections.WithLabelValues(name),
-		bytesC2A:      f.bytes.WithLabelValues(c2a, name),
-		bytesA2C:      f.bytes.WithLabelValues(a2c, name),
-		finSent:       f.finSent.WithLabelValues(name),
-		finRecv:       f.finRecv.WithLabelValues(name),
-		rstSent:       f.rstSent.WithLabelValues(name),
-		rstRecv:       f.rstRecv.WithLabelValues(name),
-		closed:        make(map[wire.Reason]prometheus.Counter),
-		open:          f.open.WithLabelValues(name),
-		duration:      f.duration.WithLabelValues(name),
-		framesC2A:     f.frameBytes.WithLabelValues(c2a, name),
-		framesA2C:     f.frameBytes.WithLabelValues(a2c, name),
-		pdpAllow:      f.pdpDecisions.WithLabelValues(authz.Allow.String(), name),
-		pdpDeny:       f.pdpDecisions.WithLabelValues(authz.Deny.String(), name),
-		pdpError:      f.pdpDecisions.WithLabelValues(authz.Error.String(), name),
-		pdpAsked:      f.pdpSeconds.WithLabelValues(name, "false"),
-		pdpFromCache:  f.pdpSeconds.WithLabelValues(name, "true"),
+		write:         f.writeDrain.observer(name, "write"),
+		drain:         f.writeDrain.observer(name, "drain"),
+		overflowHub:   f.overflow.counter(string(SideHub), name),
+		overflowAgent: f.overflow.counter(string(SideAgent), name),
+		errWrite:      f.listenerErr.counter(name, string(ErrorWrite)),
+		errSession:    f.listenerErr.counter(name, string(ErrorSession)),
+		errPDP:        f.listenerErr.counter(name, string(ErrorPDP)),
+		acceptErrors:  f.acceptErr.counter(name),
+		connections:   f.connections.counter(name),
+		bytesC2A:      f.bytes.counter(c2a, name),
+		bytesA2C:      f.bytes.counter(a2c, name),
+		finSent:       f.finSent.counter(name),
+		finRecv:       f.finRecv.counter(name),
+		rstSent:       f.rstSent.counter(name),
+		rstRecv:       f.rstRecv.counter(name),
+		closed:        make(map[wire.Reason]*counter),
+		open:          f.open.observer(name),
+		duration:      f.duration.observer(name),
+		framesC2A:     f.frameBytes.observer(c2a, name),
+		framesA2C:     f.frameBytes.observer(a2c, name),
+		pdpAllow:      f.pdpDecisions.counter(authz.Allow.String(), name),
+		pdpDeny:       f.pdpDecisions.counter(authz.Deny.String(), name),
+		pdpError:      f.pdpDecisions.counter(authz.Error.String(), name),
+		pdpAsked:      f.pdpSeconds.observer(name, "false"),
+		pdpFromCache:  f.pdpSeconds.observer(name, "true"),
 	}
 	for _, r := range wire.SessionReasons() {
-		c.closed[r] = f.closed.WithLabelValues(name, r.String())
+		c.closed[r] = f.closed.counter(name, r.String())
 	}
 	return c
 }
@@ -155,7 +155,7 @@ func (c *Connector) PDP(o authz.Outcome, cached bool, d time.Duration) {
 
 // FrameSent counts a DATA frame of n payload bytes to the agent.
 func (c *Connector) FrameSent(n int) {
-	c.bytesC2A.Add(float64(n))
+	c.bytesC2A.Add(n)
 	c.framesC2A.Observe(float64(n))
 }
 
@@ -164,7 +164,7 @@ func (c *Connector) FrameSent(n int) {
 func (c *Connector) FrameReceived(n int) { c.framesA2C.Observe(float64(n)) }
 
 // Written counts n bytes that the client's socket took.
-func (c *Connector) Written(n int) { c.bytesA2C.Add(float64(n)) }
+func (c *Connector) Written(n int) { c.bytesA2C.Add(n) }
 
 // WriteTime records how long handing a frame to the client's socket took, as
 // far as it went without waiting.

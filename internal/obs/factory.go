@@ -21,10 +21,9 @@ var (
 	frameBuckets = []float64{16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384}
 )
 
-// factory makes metric families and remembers them in order.
+// factory makes the agent process's metric families and remembers them in order.
 type factory struct {
-	native bool
-	made   []prometheus.Collector
+	made []prometheus.Collector
 }
 
 func (f *factory) counter(name, help string, labels ...string) *prometheus.CounterVec {
@@ -40,14 +39,7 @@ func (f *factory) gauge(name, help string, labels ...string) *prometheus.GaugeVe
 }
 
 func (f *factory) histogram(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
-	o := prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}
-	if f.native {
-		// No NativeHistogramMinResetDuration: when the buckets run out, the
-		// resolution is halved and the counts stay. Nothing resets.
-		o.NativeHistogramBucketFactor = 1.1
-		o.NativeHistogramMaxBucketNumber = 160
-	}
-	v := prometheus.NewHistogramVec(o, labels)
+	v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, labels)
 	f.made = append(f.made, v)
 	return v
 }

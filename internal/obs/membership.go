@@ -35,11 +35,11 @@ type Membership struct {
 
 // membershipAction has the series of one action.
 type membershipAction struct {
-	batches map[string]prometheus.Counter // fixed keys
-	values  map[string]prometheus.Counter // fixed keys
-	errors  map[uint16]prometheus.Counter // fixed keys
-	other   prometheus.Counter
-	none    prometheus.Counter
+	batches map[string]*counter // fixed keys
+	values  map[string]*counter // fixed keys
+	errors  map[uint16]*counter // fixed keys
+	other   *counter
+	none    *counter
 	seconds prometheus.Observer
 }
 
@@ -49,20 +49,20 @@ func newMembership(f *hubFamilies, name string) *Membership {
 
 func newMembershipAction(f *hubFamilies, name, action string) membershipAction {
 	a := membershipAction{
-		batches: make(map[string]prometheus.Counter), values: make(map[string]prometheus.Counter),
-		errors:  make(map[uint16]prometheus.Counter),
-		other:   f.membershipErrors.WithLabelValues(name, action, codeOther),
-		none:    f.membershipErrors.WithLabelValues(name, action, codeNone),
-		seconds: f.membershipSeconds.WithLabelValues(name, action),
+		batches: make(map[string]*counter), values: make(map[string]*counter),
+		errors:  make(map[uint16]*counter),
+		other:   f.membershipErrors.counter(name, action, codeOther),
+		none:    f.membershipErrors.counter(name, action, codeNone),
+		seconds: f.membershipSeconds.observer(name, action),
 	}
 	for _, o := range membershipBatches {
-		a.batches[o] = f.membershipBatches.WithLabelValues(name, action, o)
+		a.batches[o] = f.membershipBatches.counter(name, action, o)
 	}
 	for _, o := range membershipOutcomes {
-		a.values[o] = f.membershipValues.WithLabelValues(name, action, o)
+		a.values[o] = f.membershipValues.counter(name, action, o)
 	}
 	for _, c := range membershipCodes {
-		a.errors[c] = f.membershipErrors.WithLabelValues(name, action, strconv.Itoa(int(c)))
+		a.errors[c] = f.membershipErrors.counter(name, action, strconv.Itoa(int(c)))
 	}
 	return a
 }

@@ -1,10 +1,6 @@
 package obs
 
-import (
-	"sync"
-
-	"github.com/prometheus/client_golang/prometheus"
-)
+import "sync"
 
 // Options says how series are kept. It holds for the life of the Metrics,
 // because a histogram cannot change its form without losing its counts.
@@ -18,7 +14,7 @@ type Options struct {
 // Metrics holds the hub's series for the life of the process.
 type Metrics struct {
 	families hubFamilies
-	vecs     []prometheus.Collector // families, for Describe and Collect
+	unwanted sync.Map // channels of those who gather and do not want these metrics
 
 	mu         sync.Mutex
 	connectors map[string]*Connector  // guarded by mu; never shrinks
@@ -28,35 +24,37 @@ type Metrics struct {
 
 // hubFamilies has one field per recorded name of the contract.
 type hubFamilies struct {
-	writeDrain    *prometheus.HistogramVec
-	overflow      *prometheus.CounterVec
-	listenerErr   *prometheus.CounterVec
-	acceptErr     *prometheus.CounterVec
-	connections   *prometheus.CounterVec
-	bytes         *prometheus.CounterVec
-	finSent       *prometheus.CounterVec
-	finRecv       *prometheus.CounterVec
-	rstSent       *prometheus.CounterVec
-	rstRecv       *prometheus.CounterVec
-	closed        *prometheus.CounterVec
-	open          *prometheus.HistogramVec
-	duration      *prometheus.HistogramVec
-	frameBytes    *prometheus.HistogramVec
-	pdpDecisions  *prometheus.CounterVec
-	pdpSeconds    *prometheus.HistogramVec
-	tunnelRTT     *prometheus.HistogramVec
-	tunnelReconns *prometheus.CounterVec
-	tunnelReauths *prometheus.CounterVec
+	writeDrain    *vec
+	overflow      *vec
+	listenerErr   *vec
+	acceptErr     *vec
+	connections   *vec
+	bytes         *vec
+	finSent       *vec
+	finRecv       *vec
+	rstSent       *vec
+	rstRecv       *vec
+	closed        *vec
+	open          *vec
+	duration      *vec
+	frameBytes    *vec
+	pdpDecisions  *vec
+	pdpSeconds    *vec
+	tunnelRTT     *vec
+	tunnelReconns *vec
+	tunnelReauths *vec
 
-	membershipBatches *prometheus.CounterVec
-	membershipValues  *prometheus.CounterVec
-	membershipErrors  *prometheus.CounterVec
-	membershipSeconds *prometheus.HistogramVec
+	membershipBatches *vec
+	membershipValues  *vec
+	membershipErrors  *vec
+	membershipSeconds *vec
+
+	all []*vec // in order
 }
 
 // New returns empty Metrics. It registers nothing anywhere.
 func New(o Options) *Metrics {
-	f := factory{native: o.NativeHistograms}
+	f := newHubFactory(o.NativeHistograms)
 	m := &Metrics{connectors: make(map[string]*Connector), agents: make(map[string]*Agent), members: make(map[string]*Membership)}
 	m.families = hubFamilies{
 		writeDrain: f.histogram("nowconnect_write_drain_seconds",
@@ -107,7 +105,7 @@ func New(o Options) *Metrics {
 		membershipSeconds: f.histogram("nowconnect_ldap_membership_batch_seconds",
 			"How long modify requests about group members took.", openBuckets, "connector", "action"),
 	}
-	m.vecs = f.made
+	m.families.all = f.made
 	return m
 }
 

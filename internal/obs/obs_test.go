@@ -23,9 +23,9 @@ type family struct {
 }
 
 const (
-	counter   = dto.MetricType_COUNTER
-	gauge     = dto.MetricType_GAUGE
-	histogram = dto.MetricType_HISTOGRAM
+	aCounter   = dto.MetricType_COUNTER
+	aGauge     = dto.MetricType_GAUGE
+	aHistogram = dto.MetricType_HISTOGRAM
 )
 
 func words(rs []wire.Reason) []string {
@@ -39,41 +39,41 @@ func words(rs []wire.Reason) []string {
 // hubContract is the table of names, types and labels that dashboards rely on,
 // written out by hand so that renaming anything fails here.
 var hubContract = map[string]family{
-	"nowconnect_write_drain_seconds":          {histogram, []string{"connector", "phase"}, map[string][]string{"phase": {"write", "drain"}}},
-	"nowconnect_inbound_queue_size":           {gauge, []string{"connector"}, nil},
-	"nowconnect_queue_depth_per_cid":          {gauge, []string{"connector"}, nil},
-	"nowconnect_queue_overflow_total":         {counter, []string{"connector", "side"}, map[string][]string{"side": {"hub", "agent"}}},
-	"nowconnect_listener_errors_total":        {counter, []string{"connector", "type"}, map[string][]string{"type": {"write", "session", "pdp"}}},
-	"nowconnect_listener_accept_errors_total": {counter, []string{"connector"}, nil},
-	"nowconnect_tcp_connections_total":        {counter, []string{"connector"}, nil},
-	"nowconnect_tcp_active_connections":       {gauge, []string{"connector"}, nil},
-	"nowconnect_tcp_bytes_total":              {counter, []string{"connector", "direction"}, map[string][]string{"direction": {"c2a", "a2c"}}},
-	"nowconnect_fin_sent_total":               {counter, []string{"connector"}, nil},
-	"nowconnect_fin_recv_total":               {counter, []string{"connector"}, nil},
-	"nowconnect_rst_sent_total":               {counter, []string{"connector"}, nil},
-	"nowconnect_rst_recv_total":               {counter, []string{"connector"}, nil},
-	"nowconnect_sessions_closed_total": {counter, []string{"connector", "reason"}, map[string][]string{"reason": {
+	"nowconnect_write_drain_seconds":          {aHistogram, []string{"connector", "phase"}, map[string][]string{"phase": {"write", "drain"}}},
+	"nowconnect_inbound_queue_size":           {aGauge, []string{"connector"}, nil},
+	"nowconnect_queue_depth_per_cid":          {aGauge, []string{"connector"}, nil},
+	"nowconnect_queue_overflow_total":         {aCounter, []string{"connector", "side"}, map[string][]string{"side": {"hub", "agent"}}},
+	"nowconnect_listener_errors_total":        {aCounter, []string{"connector", "type"}, map[string][]string{"type": {"write", "session", "pdp"}}},
+	"nowconnect_listener_accept_errors_total": {aCounter, []string{"connector"}, nil},
+	"nowconnect_tcp_connections_total":        {aCounter, []string{"connector"}, nil},
+	"nowconnect_tcp_active_connections":       {aGauge, []string{"connector"}, nil},
+	"nowconnect_tcp_bytes_total":              {aCounter, []string{"connector", "direction"}, map[string][]string{"direction": {"c2a", "a2c"}}},
+	"nowconnect_fin_sent_total":               {aCounter, []string{"connector"}, nil},
+	"nowconnect_fin_recv_total":               {aCounter, []string{"connector"}, nil},
+	"nowconnect_rst_sent_total":               {aCounter, []string{"connector"}, nil},
+	"nowconnect_rst_recv_total":               {aCounter, []string{"connector"}, nil},
+	"nowconnect_sessions_closed_total": {aCounter, []string{"connector", "reason"}, map[string][]string{"reason": {
 		"fin", "rst", "no_agent", "denied", "pdp_error", "connect_failed", "connect_timeout", "limit", "draining",
 		"link_lost", "overflow", "idle", "revoked", "shutdown",
 	}}},
-	"nowconnect_open_seconds":                {histogram, []string{"connector"}, nil},
-	"nowconnect_connection_duration_seconds": {histogram, []string{"connector"}, nil},
-	"nowconnect_frame_bytes":                 {histogram, []string{"connector", "direction"}, map[string][]string{"direction": {"c2a", "a2c"}}},
-	"nowconnect_pdp_decisions_total":         {counter, []string{"connector", "result"}, map[string][]string{"result": {"allow", "deny", "error"}}},
-	"nowconnect_pdp_decision_seconds":        {histogram, []string{"cached", "connector"}, map[string][]string{"cached": {"true", "false"}}},
-	"nowconnect_agents_connected":            {gauge, []string{"connector"}, nil},
-	"nowconnect_tunnel_links":                {gauge, []string{"agent"}, nil},
-	"nowconnect_tunnel_uptime_seconds":       {gauge, []string{"agent"}, nil},
-	"nowconnect_tunnel_rtt_seconds":          {histogram, []string{"agent"}, nil},
-	"nowconnect_tunnel_reconnects_total":     {counter, []string{"agent", "reason"}, map[string][]string{"reason": words(wire.LinkReasons())}},
-	"nowconnect_tunnel_reauth_total":         {counter, []string{"agent", "result"}, map[string][]string{"result": reauthResults()}},
-	"nowconnect_ldap_membership_batch_total": {counter, []string{"action", "connector", "outcome"}, map[string][]string{
+	"nowconnect_open_seconds":                {aHistogram, []string{"connector"}, nil},
+	"nowconnect_connection_duration_seconds": {aHistogram, []string{"connector"}, nil},
+	"nowconnect_frame_bytes":                 {aHistogram, []string{"connector", "direction"}, map[string][]string{"direction": {"c2a", "a2c"}}},
+	"nowconnect_pdp_decisions_total":         {aCounter, []string{"connector", "result"}, map[string][]string{"result": {"allow", "deny", "error"}}},
+	"nowconnect_pdp_decision_seconds":        {aHistogram, []string{"cached", "connector"}, map[string][]string{"cached": {"true", "false"}}},
+	"nowconnect_agents_connected":            {aGauge, []string{"connector"}, nil},
+	"nowconnect_tunnel_links":                {aGauge, []string{"agent"}, nil},
+	"nowconnect_tunnel_uptime_seconds":       {aGauge, []string{"agent"}, nil},
+	"nowconnect_tunnel_rtt_seconds":          {aHistogram, []string{"agent"}, nil},
+	"nowconnect_tunnel_reconnects_total":     {aCounter, []string{"agent", "reason"}, map[string][]string{"reason": words(wire.LinkReasons())}},
+	"nowconnect_tunnel_reauth_total":         {aCounter, []string{"agent", "result"}, map[string][]string{"result": reauthResults()}},
+	"nowconnect_ldap_membership_batch_total": {aCounter, []string{"action", "connector", "outcome"}, map[string][]string{
 		"action": {"add", "remove"}, "outcome": {"ok", "noop", "refused", "lost"}}},
-	"nowconnect_ldap_membership_values_total": {counter, []string{"action", "connector", "outcome"}, map[string][]string{
+	"nowconnect_ldap_membership_values_total": {aCounter, []string{"action", "connector", "outcome"}, map[string][]string{
 		"action":  {"add", "remove"},
 		"outcome": {"added", "already_member", "removed", "not_member", "failed", "unknown", "skipped"}}},
-	"nowconnect_ldap_membership_batch_seconds": {histogram, []string{"action", "connector"}, map[string][]string{"action": {"add", "remove"}}},
-	"nowconnect_ldap_membership_errors_total": {counter, []string{"action", "code", "connector"}, map[string][]string{
+	"nowconnect_ldap_membership_batch_seconds": {aHistogram, []string{"action", "connector"}, map[string][]string{"action": {"add", "remove"}}},
+	"nowconnect_ldap_membership_errors_total": {aCounter, []string{"action", "code", "connector"}, map[string][]string{
 		"action": {"add", "remove"},
 		"code": {"1", "8", "10", "16", "17", "19", "20", "21", "32", "34", "49", "50", "51", "52", "53", "65", "68", "80", "122",
 			"other", "none"}}},
@@ -83,16 +83,16 @@ var hubContract = map[string]family{
 func reauthResults() []string { return []string{"accepted", "refused", "error", "limited"} }
 
 var agentContract = map[string]family{
-	"nowconnect_agent_sessions_total":        {counter, []string{"connector"}, nil},
-	"nowconnect_agent_sessions_active":       {gauge, []string{"connector"}, nil},
-	"nowconnect_agent_sessions_closed_total": {counter, []string{"connector", "reason"}, map[string][]string{"reason": words(wire.SessionReasons())}},
-	"nowconnect_agent_bytes_total":           {counter, []string{"connector", "direction"}, map[string][]string{"direction": {"c2a", "a2c"}}},
-	"nowconnect_agent_write_drain_seconds":   {histogram, []string{"connector", "phase"}, map[string][]string{"phase": {"write", "drain"}}},
-	"nowconnect_agent_dial_seconds":          {histogram, []string{"connector"}, nil},
-	"nowconnect_agent_link_up":               {gauge, []string{"link"}, map[string][]string{"link": {"0", "1"}}},
-	"nowconnect_agent_reconnects_total":      {counter, []string{"reason"}, map[string][]string{"reason": words(wire.LinkReasons())}},
-	"nowconnect_agent_reauth_total":          {counter, []string{"result"}, map[string][]string{"result": reauthResults()}},
-	"nowconnect_agent_link_rtt_seconds":      {histogram, nil, nil},
+	"nowconnect_agent_sessions_total":        {aCounter, []string{"connector"}, nil},
+	"nowconnect_agent_sessions_active":       {aGauge, []string{"connector"}, nil},
+	"nowconnect_agent_sessions_closed_total": {aCounter, []string{"connector", "reason"}, map[string][]string{"reason": words(wire.SessionReasons())}},
+	"nowconnect_agent_bytes_total":           {aCounter, []string{"connector", "direction"}, map[string][]string{"direction": {"c2a", "a2c"}}},
+	"nowconnect_agent_write_drain_seconds":   {aHistogram, []string{"connector", "phase"}, map[string][]string{"phase": {"write", "drain"}}},
+	"nowconnect_agent_dial_seconds":          {aHistogram, []string{"connector"}, nil},
+	"nowconnect_agent_link_up":               {aGauge, []string{"link"}, map[string][]string{"link": {"0", "1"}}},
+	"nowconnect_agent_reconnects_total":      {aCounter, []string{"reason"}, map[string][]string{"reason": words(wire.LinkReasons())}},
+	"nowconnect_agent_reauth_total":          {aCounter, []string{"result"}, map[string][]string{"result": reauthResults()}},
+	"nowconnect_agent_link_rtt_seconds":      {aHistogram, nil, nil},
 }
 
 // fakeLive stands in for the hub, whose state a test must choose.
@@ -232,7 +232,7 @@ func TestEverySeriesOfTheContractExistsAtZero(t *testing.T) {
 				if name != "nowconnect_queue_depth_per_cid" && number(s) != 0 {
 					t.Errorf("%s starts at %v", name, number(s))
 				}
-				if f.GetType() == histogram && native != (s.GetHistogram().GetZeroThreshold() > 0) {
+				if f.GetType() == aHistogram && native != (s.GetHistogram().GetZeroThreshold() > 0) {
 					t.Errorf("%s: native is %v, want %v", name, !native, native)
 				}
 			}

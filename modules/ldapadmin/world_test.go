@@ -132,7 +132,7 @@ func (w *world) caddyfile() string {
 		lines = append(lines, "members_below "+w.d.PeopleDN)
 	}
 	front := cmp.Or(w.o.front, "basic_auth /ldap/* {\n\t\t"+caller+" "+callerHash+"\n\t}")
-	return w.Caddyfile(app, "\tmetrics", "http://$HTTP {\n\tbind 127.0.0.1\n\tnowconnect_agent /tunnel\n\tnowconnect_health\n\tmetrics /metrics\n\t"+
+	return w.Caddyfile(app, "\tmetrics", "http://$HTTP {\n\tbind 127.0.0.1\n\tnowconnect_agent /tunnel\n\tnowconnect_health\n\tnowconnect_metrics /metrics\n\t"+
 		front+"\n\tldap_admin {\n\t\t"+strings.Join(lines, "\n\t\t")+"\n\t}\n}")
 }
 

@@ -136,7 +136,7 @@ func (a *App) checkAgents() error {
 	for _, name := range slices.Sorted(maps.Keys(a.Connectors)) {
 		for _, id := range a.Connectors[name].Agents {
 			used[id] = true
-			if !open && !slices.Contains(known, id) {
+			if _, ok := slices.BinarySearch(known, id); !ok && !open {
 				return fmt.Errorf("connector %q: agent %q is not known to any agent_auth, so it can never log in", name, id)
 			}
 		}

@@ -1,8 +1,10 @@
 package nowconnect
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -19,6 +21,9 @@ type listener struct {
 	server string // for messages: app and server name
 	layer4 bool
 	addr   caddy.NetworkAddress
+
+	transport string // tcp, udp, or empty; a web server counts as tcp alone
+	host      string // as hostKey has it
 }
 
 // checkPorts finds listeners that would share a port. Caddy opens every socket
@@ -30,21 +35,58 @@ func (a *App) checkPorts() error {
 	if err != nil {
 		return err
 	}
-	for i, x := range all {
-		for _, y := range all[:i] {
-			if !x.layer4 && !y.layer4 || !portsMeet(x.addr, y.addr) {
-				continue // the http app checks its own
-			}
-			if sameHost(x.addr.Host, y.addr.Host) {
-				return fmt.Errorf("%s and %s both listen on %s: the kernel would deal connections out between them at random", y.server, x.server, x.addr)
-			}
-			if isWildcard(x.addr.Host) || isWildcard(y.addr.Host) {
-				a.logger.Warn("listeners overlap: connections to the single address go to the one that names it",
-					zap.String("one", y.server+" on "+y.addr.String()), zap.String("other", x.server+" on "+x.addr.String()))
-			}
+	for x, y := range meetings(all) {
+		if x.host == y.host {
+			return fmt.Errorf("%s and %s both listen on %s: the kernel would deal connections out between them at random", y.server, x.server, x.addr)
 		}
+		a.logger.Warn("listeners overlap: connections to the single address go to the one that names it",
+			zap.String("one", y.server+" on "+y.addr.String()), zap.String("other", x.server+" on "+x.addr.String()))
 	}
 	return nil
+}
+
+// meetings yields each two listeners that share a port of the same transport, on
+// the same host or with one of them on all hosts; the second comes first in the
+// list. The http app checks its own. Nobody is compared with everybody, since a
+// hub may have thousands of listeners and a reload is to be short.
+func meetings(all []listener) iter.Seq2[listener, listener] {
+	order := make([]int, 0, len(all))
+	for i, l := range all {
+		if l.transport != "" && l.addr.StartPort != 0 {
+			order = append(order, i)
+		}
+	}
+	slices.SortStableFunc(order, func(i, j int) int { return cmp.Compare(all[i].addr.StartPort, all[j].addr.StartPort) })
+	return func(yield func(x, y listener) bool) {
+		open := make(map[[2]string][]int) // by transport and host: those whose ports are not over yet
+		meet := func(i int, key [2]string) bool {
+			x := all[i]
+			open[key] = slices.DeleteFunc(open[key], func(j int) bool { return all[j].addr.EndPort < x.addr.StartPort })
+			if len(open[key]) == 0 {
+				delete(open, key)
+			}
+			for _, j := range open[key] {
+				if (x.layer4 || all[j].layer4) && !yield(all[max(i, j)], all[min(i, j)]) {
+					return false
+				}
+			}
+			return true
+		}
+		for _, i := range order {
+			x := all[i]
+			keys := [][2]string{{x.transport, x.host}, {x.transport, anyHost}}
+			if x.host == anyHost {
+				keys = slices.Collect(maps.Keys(open))
+			}
+			for _, key := range slices.Compact(keys) {
+				if key[0] == x.transport && !meet(i, key) {
+					return
+				}
+			}
+			key := [2]string{x.transport, x.host}
+			open[key] = append(open[key], i)
+		}
+	}
 }
 
 // listeners collects the addresses of the http and layer4 apps, in the order of
@@ -58,7 +100,7 @@ func (a *App) listeners() ([]listener, error) {
 			if err != nil {
 				return fmt.Errorf("%s server %s: listen address %q: %w", app, server, s, err)
 			}
-			all = append(all, listener{server: app + " server " + server, layer4: l4, addr: addr})
+			all = append(all, listener{app + " server " + server, l4, addr, transport(addr.Network), hostKey(addr.Host)})
 		}
 		return nil
 	}
@@ -101,13 +143,6 @@ func configured[T caddy.App](ctx caddy.Context, name string) (T, error) {
 	return t, nil
 }
 
-// portsMeet reports whether x and y share a port of the same transport. A web
-// server counts as TCP alone.
-func portsMeet(x, y caddy.NetworkAddress) bool {
-	return transport(x.Network) != "" && transport(x.Network) == transport(y.Network) &&
-		x.StartPort != 0 && x.StartPort <= y.EndPort && y.StartPort <= x.EndPort
-}
-
 // Network is the network of TCP addresses such as nowconnect/:389, whose
 // listeners layer4.handlers.nowconnect makes.
 const Network = "nowconnect"
@@ -124,22 +159,17 @@ func transport(network string) string {
 	return ""
 }
 
-func sameHost(x, y string) bool {
-	if isWildcard(x) || isWildcard(y) {
-		return isWildcard(x) && isWildcard(y)
-	}
-	ax, errX := netip.ParseAddr(x)
-	ay, errY := netip.ParseAddr(y)
-	if errX != nil || errY != nil {
-		return strings.EqualFold(x, y)
-	}
-	return ax.Unmap() == ay.Unmap()
-}
+// anyHost is the key of a listener on all hosts.
+const anyHost = ""
 
-func isWildcard(host string) bool {
-	if host == "" {
-		return true
-	}
+// hostKey is the same for two spellings of a host.
+func hostKey(host string) string {
 	a, err := netip.ParseAddr(host)
-	return err == nil && a.Unmap().IsUnspecified()
+	switch {
+	case err != nil:
+		return strings.ToLower(host)
+	case a.Unmap().IsUnspecified():
+		return anyHost
+	}
+	return a.Unmap().String()
 }

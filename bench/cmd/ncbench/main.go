@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -26,6 +27,7 @@ import (
 	"github.com/nowconnect/nowconnect/bench/pki"
 	"github.com/nowconnect/nowconnect/bench/proc"
 	"github.com/nowconnect/nowconnect/bench/run"
+	"github.com/nowconnect/nowconnect/bench/scale"
 	"github.com/nowconnect/nowconnect/bench/systems"
 	"github.com/nowconnect/nowconnect/bench/target"
 	"github.com/nowconnect/nowconnect/bench/wan"
@@ -35,6 +37,7 @@ func main() {
 	commands := map[string]func([]string) error{
 		"target": runTarget, "load": runLoad, "wan": runWAN,
 		"l1-hub": runL1Hub, "l1-agent": runL1Agent, "mux-agent": runMuxAgent,
+		"scale-clients": func([]string) error { return scale.ServeOrders(os.Stdin, os.Stdout) },
 	}
 	f, args := benchmark, os.Args[1:]
 	if len(args) > 0 && commands[args[0]] != nil {
@@ -48,12 +51,13 @@ func main() {
 
 func benchmark(args []string) error {
 	fs := flag.NewFlagSet("ncbench", flag.ExitOnError)
-	rows := fs.String("rows", "", "rows or groups (loopback, ends, wan, loss, all), comma-separated; default all, with -short loopback and wan")
+	rows := fs.String("rows", "", "rows or groups (loopback, ends, wan, loss, scale, all), comma-separated; default all, with -short loopback, wan and scale")
 	names := fs.String("systems", "all", "comma-separated: all ("+strings.Join(systems.All, ", ")+"), peers ("+strings.Join(systems.Peers, ", ")+", where on PATH), or single ones")
 	short := fs.Bool("short", false, "one round of 1 s windows, to see whether something broke")
 	rounds := fs.Int("rounds", 0, "rounds; default 3, with -short 1")
 	window := fs.Duration("window", 0, "measured time per cell on loopback; default 2s, with -short 1s")
 	links := fs.Int("links", 2, "connections that each multiplexing agent opens to its hub")
+	sizes := fs.String("scale", "", "sizes of the scale row in percent, comma-separated; default 10,50,100, with -short 10")
 	congestion := fs.String("congestion", "auto", "congestion_control of our hub and agent: auto (BBR where the kernel has it), system, or a name")
 	out := fs.String("json", "", "write all figures to this file")
 	doc := fs.String("markdown", "", "write the table to this file, too")
@@ -69,7 +73,7 @@ func benchmark(args []string) error {
 	o := run.Options{Links: *links, Congestion: *congestion, Pace: run.Full, Profile: *prof, Progress: os.Stderr}
 	wanted := "all"
 	if *short {
-		o.Pace, wanted = run.Short, "loopback,wan"
+		o.Pace, wanted = run.Short, "loopback,wan,scale"
 	}
 	wanted = cmp.Or(*rows, wanted)
 	if *rounds > 0 {
@@ -79,6 +83,11 @@ func benchmark(args []string) error {
 		o.Pace.Window = *window
 	}
 	var err error
+	if *sizes != "" {
+		if o.Pace.Scale, err = percents(*sizes); err != nil {
+			return err
+		}
+	}
 	if o.Systems, err = selectSystems(strings.Split(*names, ",")); err != nil {
 		return err
 	}
@@ -105,6 +114,17 @@ func benchmark(args []string) error {
 		defer os.RemoveAll(o.Dir)
 	}
 	return measure(o, *out, *doc)
+}
+
+func percents(list string) (all []int, err error) {
+	for w := range strings.SplitSeq(list, ",") {
+		n, err := strconv.Atoi(w)
+		if err != nil || n < 1 || n > 100 {
+			return nil, fmt.Errorf("-scale: %q is not 1 to 100 percent", w)
+		}
+		all = append(all, n)
+	}
+	return all, nil
 }
 
 // selectSystems spells out groups and leaves out, with a remark, peers that are not installed.

@@ -129,7 +129,7 @@ const Site = `http://$HTTP {
 	bind 127.0.0.1
 	nowconnect_agent /tunnel
 	nowconnect_health
-	metrics /metrics
+	nowconnect_metrics /metrics
 }`
 
 // Expand fills in the hub's addresses.
