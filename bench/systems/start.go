@@ -71,7 +71,12 @@ const oursApp = `servers {
 		connector bench {
 			agents bench
 		}
-		pdp allow_all
+		pdp rules {
+			allow bench {
+				connector bench
+				source 127.0.0.0/8 10.0.0.0/8
+			}
+		}
 		agent_memory 2GiB
 		congestion_control %s
 		metrics

@@ -204,12 +204,13 @@ func (s *session) together(op string, g *group, parts []*family, limit time.Dura
 	}
 	answers := make([]found, len(parts))
 	ok = s.round(c, op, requests, answers, flight{familyFlight, limit}) == nil
-	for i, a := range answers {
+	for i, f := range parts {
+		a := answers[i]
 		if !a.done || a.err != nil {
 			ok = false
 			continue
 		}
-		given += parts[i].give(a.result.Entries, take)
+		given += f.give(a.result.Entries, take)
 	}
 	return given, ok
 }

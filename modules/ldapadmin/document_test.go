@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 )
 
@@ -125,9 +124,9 @@ func TestEveryOperationAndStatus(t *testing.T) {
 		wg.Wait()
 	}
 	w.reload(func(o *options) { o.lines = append(o.lines, "timeout 1s") })
-	w.d.Process.Signal(syscall.SIGSTOP)
+	w.d.Process.Freeze()
 	all(504)
-	w.d.Process.Signal(syscall.SIGCONT)
+	w.d.Process.Thaw()
 
 	w.Write("ldap.password", "wrong\n")
 	w.reload(func(o *options) { o.lines = nil }) // new connections

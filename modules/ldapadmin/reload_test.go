@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -20,7 +19,7 @@ func TestRequestsInFlightOutliveAReload(t *testing.T) {
 	w := start(t, options{})
 	team := w.group("team")
 	w.do(request{method: "GET", path: path(team)}).answer(t, 200)
-	w.d.Process.Signal(syscall.SIGSTOP)
+	w.d.Process.Freeze()
 	const requests = 8
 	replies := make([]reply, requests)
 	var wg sync.WaitGroup
@@ -44,7 +43,7 @@ func TestRequestsInFlightOutliveAReload(t *testing.T) {
 	}
 	hubtest.Eventually(t, "the requests are in flight", func() bool { return inFlight() >= requests })
 	w.reload(func(o *options) { o.lines = append(o.lines, "timeout 30s") })
-	w.d.Process.Signal(syscall.SIGCONT)
+	w.d.Process.Thaw()
 	wg.Wait()
 	for i, r := range replies {
 		if got := outcomes(r.answer(t, 200)); got[0] != "added true" {

@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/nowconnect/nowconnect/internal/groupapi"
@@ -90,8 +89,8 @@ func TestRequestsAreBounded(t *testing.T) {
 	if r, err := read(others); err != nil || r.status != 200 {
 		t.Fatalf("%d %s %v", r.status, r.body, err)
 	}
-	w.d.Process.Signal(syscall.SIGSTOP)
-	t.Cleanup(func() { w.d.Process.Signal(syscall.SIGCONT) })
+	w.d.Process.Freeze()
+	t.Cleanup(func() { w.d.Process.Thaw() })
 	answers := make(chan reply, 10)
 	send := func(user string, n int) {
 		for range n {
@@ -118,7 +117,7 @@ func TestRequestsAreBounded(t *testing.T) {
 	refused(4, "max_requests_per_caller")
 	send(others, 2)
 	refused(1, "max_requests")
-	w.d.Process.Signal(syscall.SIGCONT)
+	w.d.Process.Thaw()
 	for range 3 {
 		if r := <-answers; r.status != 200 {
 			t.Errorf("%d %s", r.status, r.body)
@@ -161,9 +160,9 @@ func TestDirectoryOutOfReach(t *testing.T) {
 	read := request{method: "GET", path: path(w.group("team"))}
 	w.do(read).answer(t, 200)
 
-	w.d.Process.Signal(syscall.SIGSTOP)
+	w.d.Process.Freeze()
 	r := w.do(read)
-	w.d.Process.Signal(syscall.SIGCONT)
+	w.d.Process.Thaw()
 	if r.status != 504 || r.header.Get("Retry-After") == "" {
 		t.Errorf("directory that does not answer: %d %s", r.status, r.body)
 	}
