@@ -149,7 +149,7 @@ func TestAlerts(t *testing.T) {
 		}
 	}
 	for _, n := range regexp.MustCompile(`\bnowconnect_[a-z0-9_]+`).FindAllString(readPage(t, "how-to/operate.md"), -1) {
-		if !known[n] {
+		if !known[n] && n != "nowconnect_metrics" { // the directive
 			t.Errorf("operate.md asks for %s, which does not exist", n)
 		}
 	}

@@ -44,6 +44,7 @@ type native struct {
 	r     io.Reader
 	flush func() error
 	ahead aheadReader
+	read  func(p []byte) (int, error) // r's, made once
 }
 
 // NewNative returns the carrier that writes frames straight to conn. r yields
@@ -54,7 +55,7 @@ func NewNative(conn net.Conn, r io.Reader, flush func() error) Carrier {
 	if r == nil {
 		r = conn
 	}
-	return &native{Conn: conn, r: r, flush: flush, ahead: newAheadReader(conn)}
+	return &native{Conn: conn, r: r, flush: flush, ahead: newAheadReader(conn), read: r.Read}
 }
 
 // NetConn returns the connection below.
@@ -62,7 +63,7 @@ func (c *native) NetConn() net.Conn { return c.Conn }
 
 func (c *native) Name() string               { return NativeName }
 func (c *native) Read(p []byte) (int, error) { return c.r.Read(p) }
-func (c *native) readAhead(p []byte) int     { return c.ahead.during(c.r.Read, p) }
+func (c *native) readAhead(p []byte) int     { return c.ahead.during(c.read, p) }
 
 func (c *native) Close() error { return closeBelow(c.Conn) }
 

@@ -84,7 +84,12 @@ func (w *sender) writeTurn() (err error) {
 	p.n, p.err = s.raw.readNow(f, p.max)
 	if p.n > 0 {
 		s.seal(f, p.n)
-		_, err = w.c.Write(f.bytes())
+		select {
+		case <-s.done: // by what seal counted, say: nothing of it may pass
+			p.n = 0
+		default:
+			_, err = w.c.Write(f.bytes())
+		}
 	}
 	f.free()
 	return err

@@ -68,6 +68,7 @@ type webSocket struct {
 	pos   uint64 // into mask
 	eof   bool   // the peer sent a close frame
 	ahead aheadReader
+	now   func(p []byte) (int, error) // readNow, made once
 
 	// Owned by the writing goroutine.
 	buf  *[]byte       // messages not yet written; from messages, nil between batches
@@ -101,7 +102,7 @@ func NewWebSocket(conn net.Conn, r io.Reader, flush func() error, client bool) C
 		r = conn
 	}
 	c := &webSocket{Conn: conn, flush: flush, client: client}
-	c.ahead = newAheadReader(conn)
+	c.ahead, c.now = newAheadReader(conn), c.readNow
 	c.br = bufio.NewReaderSize(r, 4<<10)
 	if client {
 		var seed [32]byte
@@ -139,7 +140,7 @@ func (c *webSocket) Read(p []byte) (int, error) {
 }
 
 // readAhead reads of the current message, or of the next one, what is there.
-func (c *webSocket) readAhead(p []byte) int { return c.ahead.during(c.readNow, p) }
+func (c *webSocket) readAhead(p []byte) int { return c.ahead.during(c.now, p) }
 
 // readNow is Read for when reading does not wait. It begins a new message only
 // with its header all there and only when that is data.
