@@ -110,9 +110,9 @@ func TestLinkDiesUnderPull(t *testing.T) {
 func TestPullAfterPause(t *testing.T) {
 	p := newPair(t, pairOptions{carrier: "tls"})
 	st := p.open(SessionConfig{})
-	buf := make([]byte, 1<<20)
+	sent, buf := make([]byte, 1<<20), make([]byte, 1<<20)
 	for range 3 {
-		go st.client.Write(buf)
+		go st.client.Write(sent)
 		if _, err := io.ReadFull(st.target, buf); err != nil {
 			t.Fatal(err)
 		}
