@@ -183,7 +183,7 @@ func TestReadAhead(t *testing.T) {
 			client, server, slow := aheadPair(t)
 			c := carrier(client)
 			ahead := c.(aheader)
-			var peer Carrier = NewNative(server, nil, nil)
+			peer := NewNative(server, nil, nil)
 			if name == "websocket" {
 				peer = NewWebSocket(server, nil, nil, false)
 			}
