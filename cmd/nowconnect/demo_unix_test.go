@@ -37,7 +37,7 @@ func TestDemo(t *testing.T) {
 	t.Run("once", func(t *testing.T) {
 		t.Parallel()
 		r := runDemoCommand(t, withAgent, "--once", "--ldap-port", "0", "--http-port", "0")
-		r.expect(t, 0, "agent      process", "12 people\n", "5 members", " connection, ",
+		r.expect(t, 0, "agent      process", "12 people\n", "5 members", "1 connection, ",
 			"PUT of zoe to vpn-users at https://", ": added\n", ": already_member\n", "shows the new member: 5 members", "All of it works.")
 	})
 	t.Run("once with the agent inside", func(t *testing.T) {
