@@ -105,7 +105,7 @@ func TestRecordsLeaveTogether(t *testing.T) {
 func TestWithoutTLSItDoesNothing(t *testing.T) {
 	h := hubtest.New(t)
 	h.Load(h.Caddyfile(hubtest.Basic, hubtest.Layer4+"\n\tservers {\n\t\tlistener_wrappers {\nnowconnect\n\t\t}\n\t}",
-		strings.Replace(hubtest.Site, "metrics", "root * $DIR\n\tfile_server\n\tmetrics", 1)))
+		strings.Replace(hubtest.Site, "nowconnect_metrics", "root * $DIR\n\tfile_server\n\tnowconnect_metrics", 1)))
 	h.Agent(nil)
 	hubtest.RoundTrip(t, h.Dial(), "without TLS")
 	text := strings.Repeat("0123456789", 100_000)
