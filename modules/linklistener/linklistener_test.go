@@ -1,8 +1,10 @@
 package linklistener_test
 
 import (
+	"encoding/binary"
 	"io"
 	"net"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -17,37 +19,52 @@ import (
 	"github.com/nowconnect/nowconnect/modules/internal/hubtest"
 )
 
-func init() { caddy.RegisterModule(counter{}) }
-
-// writes counts the writes to sockets, and their bytes, of all servers with
-// the listener wrapper "test_counter".
-var writes, bytes atomic.Int64
-
-// counter is a listener wrapper below ours.
-type counter struct{}
-
-func (counter) CaddyModule() caddy.ModuleInfo {
-	return caddy.ModuleInfo{ID: "caddy.listeners.test_counter", New: func() caddy.Module { return new(counter) }}
+func init() {
+	caddy.RegisterModule(counter{&writes, "test_writes"})
+	caddy.RegisterModule(counter{&records, "test_records"})
 }
 
-func (counter) WrapListener(ln net.Listener) net.Listener     { return countingListener{ln} }
-func (counter) UnmarshalCaddyfile(*caddyfile.Dispenser) error { return nil }
+// What passed the listener wrappers test_writes, below ours, and test_records,
+// between ours and TLS, of all servers that have them.
+var writes, records tally
 
-type countingListener struct{ net.Listener }
+// tally counts writes and their bytes.
+type tally struct{ n, bytes atomic.Int64 }
+
+// counter is a listener wrapper that counts.
+type counter struct {
+	to   *tally
+	name string
+}
+
+func (k counter) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: caddy.ModuleID("caddy.listeners." + k.name), New: func() caddy.Module { return &k }}
+}
+
+func (k *counter) WrapListener(ln net.Listener) net.Listener   { return countingListener{ln, k.to} }
+func (*counter) UnmarshalCaddyfile(*caddyfile.Dispenser) error { return nil }
+
+type countingListener struct {
+	net.Listener
+	to *tally
+}
 
 func (l countingListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	return countingConn{c}, nil
+	return countingConn{c, l.to}, nil
 }
 
-type countingConn struct{ net.Conn }
+type countingConn struct {
+	net.Conn
+	to *tally
+}
 
 func (c countingConn) Write(p []byte) (int, error) {
-	writes.Add(1)
-	bytes.Add(int64(len(p)))
+	c.to.n.Add(1)
+	c.to.bytes.Add(int64(len(p)))
 	return c.Conn.Write(p)
 }
 
@@ -61,40 +78,54 @@ func start(t *testing.T, wrappers, carrier string) *hubtest.Hub {
 	h.Load(h.Caddyfile(hubtest.Basic,
 		hubtest.Layer4+"\n\tservers {\n\t\tlistener_wrappers {\n"+wrappers+"\n\t\t}\n\t}",
 		h.Expand("https://$HTTP {\n\tbind 127.0.0.1\n\ttls \""+cert.CertFile+"\" \""+cert.KeyFile+"\"\n\tnowconnect_agent /tunnel\n}")))
+	target := testpeer.Serve(t, func(c *net.TCPConn) { // takes all, and then says how much it was
+		n, _ := io.Copy(io.Discard, c)
+		_ = binary.Write(c, binary.BigEndian, n)
+	})
+	host, port, err := net.SplitHostPort(target.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
 	h.Agent(func(c *agent.Config) {
 		c.URL, c.CABundle, c.Carrier = "https://"+h.HTTP+"/tunnel", ca.File, carrier
+		p, _ := strconv.Atoi(port)
+		c.Targets["echo"] = agent.Target{Host: host, Port: p}
 	})
 	return h
 }
 
-// echo sends size bytes through the echo, and returns how often the hub wrote
-// to the link's socket for each MB.
-func echo(t *testing.T, h *hubtest.Hub, size int64) float64 {
+// send sends size bytes to the target, and returns how many records and how
+// many writes to the link's socket the hub made for each MB of them.
+func send(t *testing.T, h *hubtest.Hub, size int64) (recordsPerMB, writesPerMB float64) {
 	t.Helper()
-	w, b := writes.Load(), bytes.Load()
+	r, w, b := records.n.Load(), writes.n.Load(), writes.bytes.Load()
 	c := h.Dial()
-	go func() {
-		_, _ = io.Copy(c, testpeer.Pattern(size)) // what is missing is missed below
-		_ = c.CloseWrite()
-	}()
-	n, err := io.Copy(io.Discard, c)
-	if err != nil || n != size {
-		t.Fatalf("%d bytes of %d came back, %v", n, size, err)
+	_, _ = io.Copy(c, testpeer.Pattern(size)) // what is missing is missed below
+	_ = c.CloseWrite()
+	var n int64
+	if err := binary.Read(c, binary.BigEndian, &n); err != nil || n != size {
+		t.Fatalf("%d bytes of %d arrived, %v", n, size, err)
 	}
-	return float64(writes.Load()-w) / (float64(bytes.Load()-b) / 1e6)
+	mb := float64(writes.bytes.Load()-b) / 1e6
+	return float64(records.n.Load()-r) / mb, float64(writes.n.Load()-w) / mb
 }
 
-// A TLS record has 16 KiB at most, so that without the wrapper a MB takes at
-// least 61 writes.
+// A TLS record has 16 KiB at most: at least 61 for a MB. Without the wrapper each
+// is a write. How many it takes beyond that hangs on how the bytes come, so
+// records and writes are those of one run.
 func TestRecordsLeaveTogether(t *testing.T) {
-	const size, perRecord = 16 << 20, 61
+	const size, perMB = 16 << 20, 61
 	for _, carrier := range []string{agent.CarrierNative, agent.CarrierWebSocket} {
 		t.Run(carrier, func(t *testing.T) {
-			without := echo(t, start(t, "test_counter\ntls", carrier), size)
-			with := echo(t, start(t, "test_counter\nnowconnect\ntls", carrier), size)
-			t.Logf("writes per MB: %.1f without, %.1f with the wrapper", without, with)
-			if without < perRecord || with > without*2/3 {
-				t.Errorf("writes per MB: %.1f without, %.1f with the wrapper; want at least %d, and two thirds of it at most", without, with, perRecord)
+			r, w := send(t, start(t, "test_writes\ntest_records\ntls", carrier), size)
+			t.Logf("without the wrapper: %.1f records and %.1f writes per MB", r, w)
+			if r < perMB || w < perMB {
+				t.Errorf("without the wrapper: %.1f records and %.1f writes per MB, want at least %d", r, w, perMB)
+			}
+			r, w = send(t, start(t, "test_writes\nnowconnect\ntest_records\ntls", carrier), size)
+			t.Logf("with the wrapper: %.1f records and %.1f writes per MB", r, w)
+			if r < perMB || w > r*2/3 {
+				t.Errorf("with the wrapper: %.1f records and %.1f writes per MB, want two thirds at most", r, w)
 			}
 		})
 	}
