@@ -77,7 +77,7 @@ func TestSIGTERMDrainsTheHub(t *testing.T) {
 		{name: "ldap", target: echo, lines: []string{"protocol ldap"}},
 	}})
 	p := s.agentProcess(nil)
-	s.waitMetric(linksOf(agentID), agent.DefaultLinks)
+	s.waitMetric(linksOf(agentID), nearLinks)
 	clients := s.sessions(3)
 	finishes, stays, later := clients[0], clients[1], clients[2]
 	ldap := s.dial("ldap")
@@ -119,7 +119,7 @@ func TestSIGTERMDrainsTheHub(t *testing.T) {
 		t.Errorf("exit status %d", code)
 	}
 	report := logLine(s.logged(), "hub drained")
-	if report["finished"] != 2.0 || report["cut"] != 2.0 || report["links"] != float64(agent.DefaultLinks) || !slices.Equal(names(report["cut_sessions"]), want) {
+	if report["finished"] != 2.0 || report["cut"] != 2.0 || report["links"] != float64(nearLinks) || !slices.Equal(names(report["cut_sessions"]), want) {
 		t.Errorf("the report is %v, want 2 finished and %v cut", report, want)
 	}
 
@@ -128,7 +128,7 @@ func TestSIGTERMDrainsTheHub(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.servedAgain(restart)
-	s.waitMetric(linksOf(agentID), agent.DefaultLinks)
+	s.waitMetric(linksOf(agentID), nearLinks)
 }
 
 func TestHubTellsWhyItTakesNoClients(t *testing.T) {
@@ -171,7 +171,7 @@ func TestSIGTERMDrainsTheAgent(t *testing.T) {
 	}})
 	drain := func(c *agent.Config) { c.DrainTimeout = patience }
 	p := s.agentProcess(drain)
-	s.waitMetric(linksOf(agentID), agent.DefaultLinks)
+	s.waitMetric(linksOf(agentID), nearLinks)
 	clients := s.sessions(3)
 	finishes, stays, later := clients[0], clients[1], clients[2]
 	ldap := s.dial("ldap")
@@ -240,8 +240,8 @@ func TestClientsGoToTheOtherAgentWhileOneDrains(t *testing.T) {
 	p := s.agentProcess(func(c *agent.Config) { c.DrainTimeout = soon })
 	s.o.connectors[0].target = second.Addr
 	s.agentProcess(s.asAgent2)
-	s.waitMetric(linksOf(agentID), agent.DefaultLinks)
-	s.waitMetric(linksOf(agent2ID), agent.DefaultLinks)
+	s.waitMetric(linksOf(agentID), nearLinks)
+	s.waitMetric(linksOf(agent2ID), nearLinks)
 
 	greeted := func(c net.Conn) byte {
 		t.Helper()

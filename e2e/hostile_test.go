@@ -449,7 +449,7 @@ func TestTokensAppearNowhere(t *testing.T) {
 	refused := s.agentProcess(func(c *agent.Config) { c.AgentID, c.TokenFile = agent2ID, file })
 	s.eventually("a wrong token is refused", func() bool { return strings.Contains(refused.Output(), "the hub cannot be used") })
 	good := s.agentProcess(nil)
-	s.waitMetric(linksOf(agentID), agent.DefaultLinks)
+	s.waitMetric(linksOf(agentID), nearLinks)
 	s.badAgent("bad") // sends token2
 	roundTrip(t, s.dial("echo"), "hello")
 

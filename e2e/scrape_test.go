@@ -8,7 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/nowconnect/nowconnect/internal/agent"
 	"github.com/nowconnect/nowconnect/internal/testpeer"
 )
 
@@ -130,7 +129,7 @@ func TestPrometheusSeesTheContract(t *testing.T) {
 			`nowconnect_tcp_connections_total{connector="echo"}`: exactly(1),
 			active("echo"): exactly(1),
 			`nowconnect_agents_connected{connector="echo"}`: exactly(1),
-			linksOf(agentID): exactly(agent.DefaultLinks),
+			linksOf(agentID): exactly(nearLinks),
 			`nowconnect_tunnel_uptime_seconds{agent="` + agentID + `"}`:                                above(0),
 			`nowconnect_tunnel_rtt_seconds_count{agent="` + agentID + `"}`:                             above(0),
 			`nowconnect_tunnel_rtt_seconds_sum{agent="` + agentID + `"}`:                               above(0),

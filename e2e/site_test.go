@@ -366,6 +366,9 @@ func (s *site) metric(series string) float64 {
 }
 
 // linksOf is the series of an agent's links.
+// nearLinks is how many links an agent chooses to a hub on loopback.
+const nearLinks = 2
+
 func linksOf(agent string) string { return fmt.Sprintf("nowconnect_tunnel_links{agent=%q}", agent) }
 
 // closed is the series that counts a connector's sessions that ended for reason.
@@ -445,7 +448,7 @@ func (s *site) agent(edit func(*agent.Config)) *runningAgent {
 	if edit != nil {
 		edit(&cfg)
 	}
-	r := &runningAgent{links: cmp.Or(cfg.Links, agent.DefaultLinks), done: make(chan struct{}), logs: new(syncBuffer)}
+	r := &runningAgent{links: cmp.Or(cfg.Links, nearLinks), done: make(chan struct{}), logs: new(syncBuffer)}
 	core := zapcore.NewCore(zapcore.NewConsoleEncoder(zap.NewDevelopmentEncoderConfig()), r.logs, zap.DebugLevel)
 	a, err := agent.New(cfg, zap.New(core))
 	if err != nil {

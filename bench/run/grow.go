@@ -1,6 +1,7 @@
 package run
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,7 +24,7 @@ func (o *Options) grow(ctx context.Context, _ Row, res *RowResult) error {
 		if ctx.Err() != nil {
 			return errors.New("interrupted")
 		}
-		step := scale.Step{Size: scale.At(percent, o.Links)}
+		step := scale.Step{Size: scale.At(percent, cmp.Or(o.Links, systems.MuxLinks))}
 		figures, err := scale.Measure(ctx, site, step.Size)
 		step.Figures = figures
 		if err != nil {

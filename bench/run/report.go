@@ -121,11 +121,18 @@ func (r *RowResult) brief(names []string) string {
 	return strings.Join(parts, ", ")
 }
 
+func linksText(n int) string {
+	if n == 0 {
+		return fmt.Sprintf("ours chooses its number of links, yamux and smux have %d", systems.MuxLinks)
+	}
+	return fmt.Sprintf("%d links per multiplexing agent", n)
+}
+
 // WriteMarkdown writes both tables, figures and ratios.
 func (r *Report) WriteMarkdown(w io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s. %s. %d rounds of %v (WAN %v), medians (min–max); %d links per multiplexed agent; congestion control of ours: %s.\n\n",
-		r.Started.Format("2006-01-02"), r.Machine, r.Pace.Rounds, r.Pace.Window, r.Pace.WANRun, r.Links, cmp.Or(r.Congestion, "auto"))
+	fmt.Fprintf(&b, "%s. %s. %d rounds of %v (WAN %v), medians (min–max); %s; congestion control of ours: %s.\n\n",
+		r.Started.Format("2006-01-02"), r.Machine, r.Pace.Rounds, r.Pace.Window, r.Pace.WANRun, linksText(r.Links), cmp.Or(r.Congestion, "auto"))
 	compared := slices.ContainsFunc(r.Rows, func(row RowResult) bool { return len(row.metrics) > 0 })
 	if compared {
 		r.figures(&b)

@@ -41,6 +41,10 @@ func (p plan) caddyfile(app, route, site string) (string, error) {
 		app, p.client, route, p.agentPort, p.hubIP, p.Files.ServerCert, p.Files.ServerKey, site))
 }
 
+// MuxLinks is how many connections yamux and smux have: as many as ours when
+// everything is near.
+const MuxLinks = 2
+
 func (p plan) startMux(sys *System) error {
 	if err := need(p.MuxHub, "build it with `make bench`"); err != nil {
 		return err
@@ -52,7 +56,7 @@ func (p plan) startMux(sys *System) error {
 	return p.both(sys,
 		[]string{p.MuxHub, "run", "--config", conf, "--adapter", "caddyfile"},
 		[]string{p.Self, "mux-agent", "-engine", p.name, "-dir", p.Dir, "-hub", p.agents, "-target", p.target,
-			"-token", token, "-links", strconv.Itoa(p.Links)})
+			"-token", token, "-links", strconv.Itoa(cmp.Or(p.Links, MuxLinks))})
 }
 
 // oursApp has every part that a real hub has: agent authentication, policy,
@@ -77,6 +81,7 @@ const oursApp = `servers {
 				source 127.0.0.0/8 10.0.0.0/8
 			}
 		}
+		max_links_per_agent 16
 		agent_memory 2GiB
 		congestion_control %s
 		metrics
@@ -90,7 +95,7 @@ const oursAgent = `tunnel:
   url: https://%[1]s/tunnel
   agent_id: bench
   carrier: %[2]s
-  links: %[3]d
+  links: %[3]s
   congestion_control: %[8]s
   ca_bundle: %[4]s
   auth:
@@ -119,11 +124,15 @@ func (p plan) startOurs(sys *System, carrier string) error {
 	if err != nil {
 		return err
 	}
+	links := "auto"
+	if p.Links > 0 {
+		links = strconv.Itoa(p.Links)
+	}
 	health, err := freePort()
 	if err != nil {
 		return err
 	}
-	agentConf, err := p.write(".yaml", fmt.Sprintf(oursAgent, p.agents, carrier, p.Links, p.Files.CA, tokenFile, p.target, health, congestion))
+	agentConf, err := p.write(".yaml", fmt.Sprintf(oursAgent, p.agents, carrier, links, p.Files.CA, tokenFile, p.target, health, congestion))
 	if err != nil {
 		return err
 	}

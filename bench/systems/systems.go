@@ -44,7 +44,7 @@ type Binaries struct {
 type Site struct {
 	Binaries
 	Dir   string // for configuration, logs and certificates
-	Links int    // connections that each multiplexing agent opens to its hub
+	Links int    // connections that each multiplexing agent opens to its hub; 0 is auto for ours and 2 for the others
 	// Congestion is congestion_control of our hub and agent; the rest has what
 	// the system has. Empty is their default, BBR where the kernel has it.
 	Congestion string

@@ -26,7 +26,6 @@ const (
 
 // Defaults for what a Config leaves zero.
 const (
-	DefaultLinks            = 2
 	DefaultPingInterval     = 20 * time.Second
 	DefaultPingTimeout      = 20 * time.Second
 	DefaultHandshakeTimeout = 10 * time.Second
@@ -62,6 +61,8 @@ type Config struct {
 	// Targets maps a connector to what is dialed for it. Nothing else is.
 	Targets map[string]Target
 
+	// Links is how many connections to the hub the agent holds. 0 leaves it to
+	// the agent: 2 to a hub near by, more to one far away (links.go).
 	Links   int
 	Carrier string // one of the Carrier constants; empty is CarrierAuto
 	// CongestionControl of links' sockets, as [tunnel.CheckCongestionControl]
@@ -125,7 +126,6 @@ type Proxy struct {
 
 // setDefaults fills in what was left zero.
 func (c *Config) setDefaults() {
-	c.Links = cmp.Or(c.Links, DefaultLinks)
 	c.CongestionControl = cmp.Or(c.CongestionControl, tunnel.CongestionAuto)
 	c.Carrier = cmp.Or(c.Carrier, CarrierAuto)
 	c.PingInterval = cmp.Or(c.PingInterval, DefaultPingInterval)
@@ -228,8 +228,8 @@ func (c *Config) validateBounds(where func(string) string) error {
 	fail := func(setting, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("%s: "+format, append([]any{where(setting)}, args...)...))
 	}
-	if c.Links < 1 || c.Links > wire.MaxLinks {
-		fail("links", "%d links, not 1 to %d", c.Links, wire.MaxLinks)
+	if c.Links < 0 || c.Links > wire.MaxLinks {
+		fail("links", "%d links, not 1 to %d, and not 0 for auto", c.Links, wire.MaxLinks)
 	}
 	if !slices.Contains([]string{CarrierAuto, CarrierNative, CarrierWebSocket}, c.Carrier) {
 		fail("carrier", "%q is not auto, native or websocket", c.Carrier)

@@ -53,9 +53,9 @@ func TestLoadMinimalHasDefaults(t *testing.T) {
 	}
 	want := &Config{
 		URL: "https://hub.example.com", AgentID: "premise-1", TokenFile: "/etc/nowconnect/token",
-		Connectors: []string{"addomain"},
-		Targets:    map[string]Target{"addomain": {"dc1.corp.example", 389}},
-		Links:      2, Carrier: "auto",
+		Connectors:   []string{"addomain"},
+		Targets:      map[string]Target{"addomain": {"dc1.corp.example", 389}},
+		Carrier:      "auto",
 		PingInterval: 20 * time.Second, PingTimeout: 20 * time.Second, HandshakeTimeout: 10 * time.Second,
 		BackoffMin: 200 * time.Millisecond, BackoffMax: 30 * time.Second,
 		ConnectTimeout: 3 * time.Second, MaxSessions: 2000, Memory: 256 << 20, DrainTimeout: 30 * time.Second,
@@ -296,7 +296,7 @@ func TestLoadErrors(t *testing.T) {
 		{name: "overflowing size", env: []string{"NC_MEMORY=9999999999GiB"}, file: minimal,
 			want: `NC_MEMORY: "9999999999GiB" is not a size; write for example 256MiB`},
 		{name: "too little memory", env: []string{"NC_MEMORY=64KiB"}, file: minimal, want: `NC_MEMORY: "64KiB" is too little; at least 1MiB`},
-		{name: "too many links", args: []string{"-links", "17"}, file: minimal, want: `-links: "17" is not a whole number from 1 to 16`},
+		{name: "too many links", args: []string{"-links", "17"}, file: minimal, want: `-links: "17" is not a whole number from 1 to 16, and not auto`},
 		{name: "unknown carrier", args: []string{"-carrier", "quic"}, file: minimal, want: `-carrier: "quic" is not one of auto, native, websocket`},
 		{name: "not a boolean", env: []string{"NC_INSECURE=perhaps"}, file: minimal, want: `NC_INSECURE: "perhaps" is not true or false`},
 		{name: "log level", env: []string{"NC_LOG_LEVEL=loud"}, file: minimal, want: `NC_LOG_LEVEL: "loud" is not one of debug, info, warn, error`},

@@ -163,6 +163,9 @@ func (h *healthPort) readyz(w http.ResponseWriter, _ *http.Request) {
 	a := h.agent
 	r := readiness{Status: "ready", Agent: a.cfg.AgentID, Connectors: a.cfg.Connectors, Sessions: a.sessions.count()}
 	for _, s := range a.links {
+		if !s.used.Load() {
+			break // they come into use in order
+		}
 		r.Links = append(r.Links, s.current())
 	}
 	code := http.StatusOK

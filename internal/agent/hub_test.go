@@ -42,6 +42,7 @@ type testHub struct {
 	mu     sync.Mutex // guards all below
 	srv    *http.Server
 	token  string
+	max    int      // links that an agent may hold; 0 does not tell it
 	accept []string // connectors to accept; nil accepts all
 	links  map[int]*hubLink
 	logins []hubLogin
@@ -164,7 +165,7 @@ func (h *testHub) serveLink(conn net.Conn, r *bufio.Reader, up string) {
 		return // the agent gave up, or the hub was stopped
 	}
 	h.mu.Lock()
-	ack := wire.HelloAck{Version: 1, Hub: "test-hub", Accepted: hello.Connectors}
+	ack := wire.HelloAck{Version: 1, Hub: "test-hub", Accepted: hello.Connectors, MaxLinks: h.max}
 	if h.accept != nil {
 		ack.Accepted, ack.Refused = h.accept, hello.Connectors
 	}

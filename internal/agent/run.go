@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -29,12 +31,13 @@ type Agent struct {
 	budget     *tunnel.Budget
 	metrics    *obs.AgentMetrics
 	sessions   sessions
-	links      []*slot
+	links      []*slot // those in use and those that may come into use; see links.go
 	acks       ackLog
 	health     *healthPort // nil without HealthAddr
 	cut        chan struct{}
 	cutOnce    sync.Once
 	serving    sync.WaitGroup // links, also those that were handed over
+	keepSlot   func(*slot)    // set by Run
 }
 
 // served is one connector with where it leads.
@@ -46,7 +49,8 @@ type served struct {
 // slot is one of the agent's links: the same number from one connection to the
 // next.
 type slot struct {
-	n int
+	n    int
+	used atomic.Bool // is kept up; never taken back
 
 	// Owned by keepLink.
 	backoff backoff
@@ -102,8 +106,7 @@ func New(cfg Config, log *zap.Logger) (*Agent, error) {
 	for _, name := range cfg.Connectors {
 		a.targets[name] = served{cfg.Targets[name], a.metrics.Connector(name)}
 	}
-	for n := range cfg.Links {
-		a.metrics.LinkUp(n, false)
+	for n := range cmp.Or(cfg.Links, lossyLinks) {
 		a.links = append(a.links, &slot{n: n, backoff: backoff{min: cfg.BackoffMin, max: cfg.BackoffMax}})
 	}
 	if cfg.HealthAddr != "" {
@@ -130,9 +133,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	// Links outlive ctx: their sessions end in order.
 	linkCtx, endLinks := context.WithCancel(context.WithoutCancel(ctx))
 	defer endLinks()
-	for _, s := range a.links {
-		wg.Go(func() { a.keepLink(ctx, linkCtx, s) })
-	}
+	a.keepSlot = func(s *slot) { wg.Go(func() { a.keepLink(ctx, linkCtx, s) }) }
+	a.useLinks(cmp.Or(a.cfg.Links, nearLinks))
 	<-ctx.Done()
 	a.drain()
 	endLinks()
@@ -181,7 +183,7 @@ func (a *Agent) logStart() {
 	a.log.Info("agent starts",
 		zap.String("software", a.cfg.Software), zap.String("go", runtime.Version()),
 		zap.Stringer("hub", a.dialer.hub), zap.String("agent", a.cfg.AgentID), zap.String("instance", a.instance),
-		zap.Int("links", a.cfg.Links), zap.String("carrier", a.cfg.Carrier), zap.Strings("connectors", a.cfg.Connectors))
+		zap.String("links", linksText(a.cfg.Links)), zap.String("carrier", a.cfg.Carrier), zap.Strings("connectors", a.cfg.Connectors))
 }
 
 // keepLink is the loop of one link. ctx ends it; linkCtx ends the link.
@@ -220,6 +222,9 @@ func (a *Agent) oneLink(ctx, linkCtx context.Context, s *slot) (time.Duration, e
 	}
 	a.metrics.LinkUp(s.n, true)
 	a.noteUp(s, l)
+	if a.cfg.Links == 0 {
+		a.useLinks(min(l.worthLinks(), l.ack.MaxLinks))
+	}
 	for {
 		next := a.tend(ctx, s, v)
 		if next == nil {

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/nowconnect/nowconnect/internal/wire"
 )
 
 // A setting is one thing an operator can say, under each name it has. The
@@ -53,8 +55,8 @@ var settings = []setting{
 	{name: "connectors", key: "tunnel.exported_connectors", env: "NC_CONNECTORS",
 		set: func(d *draft, v string) error { d.Connectors = splitList(v); return nil }},
 	{name: "links", key: "tunnel.links", env: "NC_LINKS", flag: "links",
-		help: "connections to the hub, 1 to 16",
-		set:  integer(func(d *draft) *int { return &d.Links }, 1, 16)},
+		help: "connections to the hub, 1 to 16, or auto",
+		set:  links},
 	{name: "carrier", key: "tunnel.carrier", env: "NC_CARRIER", flag: "carrier",
 		help: "auto, native or websocket",
 		set:  oneOf(func(d *draft) *string { return &d.Carrier }, CarrierAuto, CarrierNative, CarrierWebSocket)},
@@ -148,6 +150,17 @@ func integer(field func(*draft) *int, low, high int) func(*draft, string) error 
 		*field(d) = n
 		return nil
 	}
+}
+
+func links(d *draft, v string) error {
+	if v == linksAuto {
+		d.Links = 0
+		return nil
+	}
+	if err := integer(func(d *draft) *int { return &d.Links }, 1, wire.MaxLinks)(d, v); err != nil {
+		return fmt.Errorf("%w, and not auto", err)
+	}
+	return nil
 }
 
 func boolean(field func(*draft) *bool) func(*draft, string) error {

@@ -172,7 +172,7 @@ func ack(cfg *Config, l *link, accepted, refused []string) wire.HelloAck {
 	return wire.HelloAck{
 		Version: wire.Version, Capabilities: l.capabilities(), Accepted: accepted, Refused: refused,
 		PingInterval: interval.Milliseconds(), PingTimeout: timeout.Milliseconds(),
-		MaxSessions: cfg.MaxSessions, Hub: cfg.ID, ExpiresIn: l.identity.Load().expiresIn(),
+		MaxSessions: cfg.MaxSessions, MaxLinks: cfg.MaxLinksPerAgent, Hub: cfg.ID, ExpiresIn: l.identity.Load().expiresIn(),
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 // Defaults of Config and Connector.
 const (
 	DefaultMaxSessions      = 20000
-	DefaultMaxLinks         = 4
+	DefaultMaxLinks         = 8
 	DefaultAgentMemory      = 256 << 20
 	DefaultDrainTimeout     = 30 * time.Second
 	DefaultHandshakeTimeout = 10 * time.Second
@@ -35,7 +35,7 @@ type Config struct {
 	// MaxSessions bounds live client connections over all connectors; 0 means
 	// 20000.
 	MaxSessions int
-	// MaxLinksPerAgent bounds the links of one agent; 0 means 4.
+	// MaxLinksPerAgent bounds the links of one agent; 0 means 8.
 	MaxLinksPerAgent int
 	// AgentMemory bounds the bytes that all sessions of one agent may have
 	// queued at this hub; 0 means 256 MiB.

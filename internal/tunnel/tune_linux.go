@@ -79,23 +79,44 @@ func rtt(fd uintptr) time.Duration {
 	return time.Duration(i.Min_rtt) * time.Microsecond
 }
 
+// Near reports whether the peer at the carrier's socket is known to be less
+// than a millisecond away.
+func Near(c Carrier) bool {
+	raw := rawOf(c)
+	if raw == nil {
+		return false
+	}
+	var d time.Duration
+	_ = raw.Control(func(fd uintptr) { d = rtt(fd) })
+	return d > 0 && d < nearRTT
+}
+
 // CongestionControl returns the name of the algorithm that the kernel uses for
 // the carrier's socket; empty when it cannot be told.
 func CongestionControl(c Carrier) (name string) {
-	n, ok := c.(interface{ NetConn() net.Conn })
-	if !ok {
-		return ""
-	}
-	t := below(n.NetConn())
-	if t == nil {
-		return ""
-	}
-	raw, err := t.SyscallConn()
-	if err != nil {
+	raw := rawOf(c)
+	if raw == nil {
 		return ""
 	}
 	_ = raw.Control(func(fd uintptr) {
 		name, _ = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
 	})
 	return name
+}
+
+// rawOf returns the carrier's socket; nil when it has none.
+func rawOf(c Carrier) syscall.RawConn {
+	n, ok := c.(interface{ NetConn() net.Conn })
+	if !ok {
+		return nil
+	}
+	t := below(n.NetConn())
+	if t == nil {
+		return nil
+	}
+	raw, err := t.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return raw
 }

@@ -17,3 +17,6 @@ func TuneLink(conn net.Conn, _ time.Duration, _ string) {
 
 // CongestionControl returns nothing: this platform does not tell.
 func CongestionControl(Carrier) string { return "" }
+
+// Near reports nothing: this platform does not tell.
+func Near(Carrier) bool { return false }

@@ -43,10 +43,13 @@ type HelloAck struct {
 	Refused      []string `json:"refused,omitempty"` // connectors that the hub's configuration does not give it
 	// PingInterval and PingTimeout are the hub's own, in milliseconds; for
 	// the agent's log only, it keeps its own.
-	PingInterval int64  `json:"ping_interval_ms"`
-	PingTimeout  int64  `json:"ping_timeout_ms"`
-	MaxSessions  int    `json:"max_sessions,omitempty"`
-	Hub          string `json:"hub,omitempty"` // for logs: the hub's id
+	PingInterval int64 `json:"ping_interval_ms"`
+	PingTimeout  int64 `json:"ping_timeout_ms"`
+	MaxSessions  int   `json:"max_sessions,omitempty"`
+	// MaxLinks is how many links the hub lets this agent hold. 0 is the answer
+	// of a hub that does not tell.
+	MaxLinks int    `json:"max_links,omitempty"`
+	Hub      string `json:"hub,omitempty"` // for logs: the hub's id
 	// ExpiresIn is for how many milliseconds from now the hub will hold the
 	// credential good; 0 means for ever. A duration and not a date, because the
 	// clocks of the two need not agree.
@@ -128,6 +131,9 @@ func (h *Hello) Validate() error {
 func (a *HelloAck) Validate() error {
 	if a.Version != Version {
 		return fmt.Errorf("hello_ack: version %d, this agent speaks %d: %w", a.Version, Version, ErrWrongVersion)
+	}
+	if a.MaxLinks < 0 || a.MaxLinks > MaxLinks {
+		return fmt.Errorf("hello_ack: max_links %d is not in 0..%d: %w", a.MaxLinks, MaxLinks, ErrBadHandshake)
 	}
 	if a.ExpiresIn < 0 {
 		return fmt.Errorf("hello_ack: expires_in_ms is negative: %w", ErrBadHandshake)

@@ -60,7 +60,7 @@ type App struct {
 	MaxSessions int `json:"max_sessions,omitempty"`
 
 	// MaxLinksPerAgent bounds the links that one agent may hold, from 1 to 16.
-	// Default: 4.
+	// Default: 8.
 	MaxLinksPerAgent int `json:"max_links_per_agent,omitempty"`
 
 	// AgentMemory bounds, in bytes, what all sessions of one agent together may

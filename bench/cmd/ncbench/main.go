@@ -56,7 +56,7 @@ func benchmark(args []string) error {
 	short := fs.Bool("short", false, "one round of 1 s windows, to see whether something broke")
 	rounds := fs.Int("rounds", 0, "rounds; default 3, with -short 1")
 	window := fs.Duration("window", 0, "measured time per cell on loopback; default 2s, with -short 1s")
-	links := fs.Int("links", 2, "connections that each multiplexing agent opens to its hub")
+	links := fs.Int("links", 0, "connections that each multiplexing agent opens to its hub; default what ours chooses (2 on loopback, 4 over the WAN, 8 there without BBR), and 2 for the others")
 	sizes := fs.String("scale", "", "sizes of the scale row in percent, comma-separated; default 10,50,100, with -short 10")
 	congestion := fs.String("congestion", "auto", "congestion_control of our hub and agent: auto (BBR where the kernel has it), system, or a name")
 	out := fs.String("json", "", "write all figures to this file")
