@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/nowconnect/nowconnect/bench/pki"
-	"github.com/nowconnect/nowconnect/bench/proc"
 )
 
 // accept is what Prometheus asks for by default.
@@ -157,9 +156,6 @@ func times(n int, pause time.Duration, f func(i int) error) (median, worst float
 }
 
 func (w *world) reloads(ctx context.Context) error {
-	if err := w.makeRoom(); err != nil {
-		return err
-	}
 	var files, jsons [2][]byte
 	for i, path := range w.conf {
 		var err error
@@ -181,26 +177,6 @@ func (w *world) reloads(ctx context.Context) error {
 		return post(ctx, w.admin(), "text/caddyfile", files[i%2])
 	})
 	return err
-}
-
-// makeRoom closes sessions until a reload has descriptors enough: Caddy opens
-// every listener anew before it closes the old.
-func (w *world) makeRoom() error {
-	most, err := proc.RaiseDescriptors()
-	if err != nil {
-		return err
-	}
-	const spare = 100
-	sessions := w.size.Sessions
-	if over := proc.Descriptors(w.hub.PID()) + w.size.Connectors + spare - int(most); over > 0 {
-		if _, err := w.clients.Do(Order{Do: Close, N: over}); err != nil {
-			return err
-		}
-		sessions -= over
-		time.Sleep(settle)
-	}
-	w.figures[AtReload] = float64(sessions)
-	return nil
 }
 
 func (w *world) adapt(ctx context.Context, path string) ([]byte, error) {

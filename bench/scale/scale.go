@@ -74,7 +74,6 @@ const (
 	Failed        = "sessions failed"
 	FirstFailed   = "new sessions failed, of 1000"
 	Dead          = "dead of 200"
-	AtReload      = "x sessions at reload"
 	OpenedPerS    = "x opened/s"
 	HubFDs        = "x hub descriptors"
 )

@@ -20,24 +20,28 @@ import (
 func init() { caddy.RegisterNetwork(nowconnect.Network, listen) }
 
 // listen makes a listener of TCP for an address such as nowconnect/:389. It
-// exists because caddy-l4 v0.1.2 stops to accept for good at the first error,
-// say when the process is out of file descriptors for a moment, which anybody
-// can bring about who can open enough connections to any port of the hub; and
-// writes about it at level debug only.
+// exists for two reasons. caddy-l4 v0.1.2 stops to accept for good at the first
+// error, say when the process is out of file descriptors for a moment, which
+// anybody can bring about who can open enough connections to any port of the
+// hub; and writes about it at level debug only: see patient. And Caddy opens a
+// socket anew at each reload and closes the old one, which resets whoever waits
+// in its queue: see socket.
 func listen(ctx context.Context, _, host, ports string, offset uint, config net.ListenConfig) (any, error) {
 	addr, err := caddy.ParseNetworkAddress("tcp/" + net.JoinHostPort(host, ports))
 	if err != nil {
 		return nil, err
 	}
-	inner, err := addr.Listen(ctx, offset, config)
-	if err != nil {
-		return nil, err
-	}
-	l, ok := inner.(net.Listener)
-	if !ok {
-		return nil, fmt.Errorf("a %T does not accept connections", inner)
-	}
-	return newPatient(l, acceptFailed), nil
+	return shared.listen(ctx, addr.JoinHostPort(offset), func() (net.Listener, error) {
+		inner, err := addr.Listen(ctx, offset, config)
+		if err != nil {
+			return nil, err
+		}
+		l, ok := inner.(net.Listener)
+		if !ok {
+			return nil, fmt.Errorf("a %T does not accept connections", inner)
+		}
+		return newPatient(l, acceptFailed), nil
+	})
 }
 
 // patient is a listener that does not give up when the machine is short of
