@@ -3,6 +3,7 @@ package tunnel
 import (
 	"bufio"
 	crand "crypto/rand"
+	"crypto/subtle"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -32,22 +33,15 @@ var (
 const maxWSHeader = 14
 
 // messagesSize is how many bytes of messages are collected before they are
-// written: a batch of the link's writer may be that long.
-const messagesSize = 32 << 10
+// written: two full TLS records. A message of many is made and written piece by
+// piece, so that it is still in the nearest cache when it is encrypted.
+const messagesSize = 2 * maxTLSPlaintext
 
-// messages holds buffers for one batch of messages. A link has one only while
-// it writes: idle links hold none, busy ones need not grow theirs anew.
-var messages = sync.Pool{New: func() any {
-	b := make([]byte, 0, messagesSize+maxQuantum+8<<10)
-	return &b
-}}
+const maxTLSPlaintext = 16 << 10 // RFC 8446 §5.1
 
-func putMessages(b *[]byte) {
-	if cap(*b) <= 2*(messagesSize+maxQuantum) { // not one that an odd write has blown up
-		*b = (*b)[:0]
-		messages.Put(b)
-	}
-}
+// messages holds buffers for messages. A link has one only while it writes: idle
+// links hold none.
+var messages = sync.Pool{New: func() any { return new([messagesSize]byte) }}
 
 // webSocket carries frames as the payload of binary messages. Message
 // boundaries mean nothing: the payloads joined are the stream of frames, so an
@@ -69,10 +63,12 @@ type webSocket struct {
 	eof   bool   // the peer sent a close frame
 	ahead aheadReader
 	now   func(p []byte) (int, error) // readNow, made once
+	rest  func(p []byte) (int, error) // br.Read, made once
 
 	// Owned by the writing goroutine.
-	buf  *[]byte       // messages not yet written; from messages, nil between batches
-	keys *rand.ChaCha8 // masking keys must be unpredictable, RFC 6455 §5.3
+	buf  *[messagesSize]byte // from messages, nil between batches
+	n    int                 // bytes of buf in use
+	keys *rand.ChaCha8       // masking keys must be unpredictable, RFC 6455 §5.3
 
 	pongMu   sync.Mutex // guards what the reader leaves for the writer
 	pong     [125]byte
@@ -104,6 +100,7 @@ func NewWebSocket(conn net.Conn, r io.Reader, flush func() error, client bool) C
 	c := &webSocket{Conn: conn, flush: flush, client: client}
 	c.ahead, c.now = newAheadReader(conn), c.readNow
 	c.br = bufio.NewReaderSize(r, 4<<10)
+	c.rest = c.br.Read
 	if client {
 		var seed [32]byte
 		_, _ = crand.Read(seed[:]) // never fails, crypto/rand says
@@ -131,8 +128,12 @@ func (c *webSocket) Read(p []byte) (int, error) {
 		p = p[:c.left]
 	}
 	n, err := c.br.Read(p)
+	if err == nil && n < len(p) && c.ahead.below != nil && c.br.Buffered() == 0 {
+		// What br had of the message's beginning; the rest of its TLS record is there.
+		n += c.ahead.during(c.rest, p[n:])
+	}
 	if !c.client {
-		maskBytes(p[:n], c.mask, c.pos)
+		maskBytes(p, p[:n], c.mask, c.pos)
 		c.pos += uint64(n)
 	}
 	c.left -= uint64(n)
@@ -229,7 +230,7 @@ func (c *webSocket) control(op byte, n int) error {
 		return err
 	}
 	if !c.client {
-		maskBytes(p[:n], c.mask, 0)
+		maskBytes(p[:], p[:n], c.mask, 0)
 	}
 	switch op {
 	case wsClose:
@@ -252,11 +253,8 @@ func (c *webSocket) control(op byte, n int) error {
 
 // Write adds p as one binary message.
 func (c *webSocket) Write(p []byte) (int, error) {
-	c.append(wsBinary, p)
-	if len(*c.buf) >= messagesSize {
-		if err := c.write(); err != nil {
-			return 0, err
-		}
+	if err := c.message(wsBinary, p); err != nil {
+		return 0, err
 	}
 	return len(p), nil
 }
@@ -267,16 +265,43 @@ func (c *webSocket) CloseWrite() error { return closeWriteBelow(c.Conn) }
 // Close closes the socket; see closeBelow.
 func (c *webSocket) Close() error { return closeBelow(c.Conn) }
 
-func (c *webSocket) append(op byte, p []byte) {
+// message adds a whole message to buf, and writes buf as often as it is full.
+func (c *webSocket) message(op byte, p []byte) error {
+	if c.buf == nil {
+		c.buf, c.n = messages.Get().(*[messagesSize]byte), 0
+	} else if c.n+maxWSHeader > messagesSize {
+		if err := c.write(); err != nil {
+			return err
+		}
+	}
+	key := c.header(op, len(p))
+	for pos := uint64(0); len(p) > 0; {
+		n := min(len(p), messagesSize-c.n)
+		if c.client {
+			maskBytes(c.buf[c.n:], p[:n], key, pos)
+		} else {
+			copy(c.buf[c.n:], p[:n])
+		}
+		c.n += n
+		pos += uint64(n)
+		if p = p[n:]; c.n == messagesSize {
+			if err := c.write(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// header adds the header of a message of n bytes, for which there is room, and
+// returns the masking key.
+func (c *webSocket) header(op byte, n int) (key [4]byte) {
 	var maskBit byte
 	if c.client {
 		maskBit = 0x80
 	}
-	if c.buf == nil {
-		c.buf = messages.Get().(*[]byte)
-	}
-	b := append(*c.buf, 0x80|op)
-	switch n := len(p); {
+	b := append(c.buf[:c.n], 0x80|op)
+	switch {
 	case n <= 125:
 		b = append(b, maskBit|byte(n))
 	case n <= 0xffff:
@@ -287,25 +312,20 @@ func (c *webSocket) append(op byte, p []byte) {
 		b = binary.BigEndian.AppendUint64(b, uint64(n))
 	}
 	if c.client {
-		var key [4]byte
 		binary.LittleEndian.PutUint32(key[:], uint32(c.keys.Uint64()))
 		b = append(b, key[:]...)
-		at := len(b)
-		b = append(b, p...)
-		maskBytes(b[at:], key, 0)
-	} else {
-		b = append(b, p...)
 	}
-	*c.buf = b
+	c.n = len(b)
+	return key
 }
 
+// write writes what buf holds.
 func (c *webSocket) write() error {
-	if c.buf == nil {
+	if c.n == 0 {
 		return nil
 	}
-	_, err := c.Conn.Write(*c.buf)
-	putMessages(c.buf)
-	c.buf = nil
+	_, err := c.Conn.Write(c.buf[:c.n])
+	c.n = 0
 	return err
 }
 
@@ -315,30 +335,51 @@ func (c *webSocket) Flush() error {
 	p, n, owes := c.pong, c.pongLen, c.owesPong
 	c.owesPong = false
 	c.pongMu.Unlock()
+	var err error
 	if owes {
-		c.append(wsPong, p[:n])
+		err = c.message(wsPong, p[:n])
 	}
-	err := c.write()
+	if err == nil {
+		err = c.write()
+	}
+	if c.buf != nil {
+		messages.Put(c.buf)
+		c.buf, c.n = nil, 0
+	}
 	if err == nil && c.flush != nil {
 		err = c.flush()
 	}
 	return err
 }
 
-// maskBytes applies the masking of RFC 6455 §5.3 to p, whose first byte is
-// number pos of its message.
-func maskBytes(p []byte, key [4]byte, pos uint64) {
+// maskPattern is how many bytes of repeated key maskBytes applies at once.
+const maskPattern = 512
+
+// maskBytes applies the masking of RFC 6455 §5.3 to src, whose first byte is
+// number pos of its message, and puts the result into dst, which may be src.
+func maskBytes(dst, src []byte, key [4]byte, pos uint64) {
 	var k [4]byte
 	for i := range k {
 		k[i] = key[(pos+uint64(i))&3]
 	}
+	if len(src) >= maskPattern {
+		var pattern [maskPattern]byte
+		for n := copy(pattern[:], k[:]); n < len(pattern); {
+			n += copy(pattern[n:], pattern[:n])
+		}
+		for len(src) > 0 { // vector instructions do this, of the standard library's
+			n := subtle.XORBytes(dst, src[:min(len(src), maskPattern)], pattern[:])
+			dst, src = dst[n:], src[n:]
+		}
+		return
+	}
 	k32 := binary.LittleEndian.Uint32(k[:])
 	k64 := uint64(k32)<<32 | uint64(k32)
-	for len(p) >= 8 {
-		binary.LittleEndian.PutUint64(p, binary.LittleEndian.Uint64(p)^k64)
-		p = p[8:]
+	for len(src) >= 8 {
+		binary.LittleEndian.PutUint64(dst, binary.LittleEndian.Uint64(src)^k64)
+		dst, src = dst[8:], src[8:]
 	}
-	for i := range p {
-		p[i] ^= k[i&3]
+	for i := range src {
+		dst[i] = src[i] ^ k[i&3]
 	}
 }
