@@ -7,10 +7,11 @@ import (
 	"sync"
 )
 
-// gatherSize is how many bytes a Gather holds before it writes by itself: two
-// full TLS records. More saves system calls and costs more than it saves, as
-// what is copied no longer stays in the nearest cache (docs/performance.md).
-const gatherSize = 36 << 10
+// gatherSize is how many bytes a Gather holds before it writes by itself: three
+// full TLS records. A fourth would no longer fit into one segment of the
+// kernel's (64 KiB), and what is copied should stay in the nearest cache
+// (docs/performance.md).
+const gatherSize = 50 << 10
 
 // gathers holds buffers of gatherSize. A link has one only while it writes:
 // idle links hold none.

@@ -33,9 +33,9 @@ var (
 const maxWSHeader = 14
 
 // messagesSize is how many bytes of messages are collected before they are
-// written: two full TLS records. A message of many is made and written piece by
+// written: three full TLS records, as in a Gather. A message of many is made and written piece by
 // piece, so that it is still in the nearest cache when it is encrypted.
-const messagesSize = 2 * maxTLSPlaintext
+const messagesSize = 3 * maxTLSPlaintext
 
 const maxTLSPlaintext = 16 << 10 // RFC 8446 §5.1
 
