@@ -111,3 +111,75 @@ func BenchmarkHeader(b *testing.B) {
 		}
 	}
 }
+
+// frames are what moves all the time, and OPEN, which comes once per session.
+var frames = []struct {
+	name   string
+	encode func(b []byte) []byte
+	decode func(p []byte) bool
+}{
+	{"data", func(b []byte) []byte { return AppendHeader(b, Header{Type: TypeData, Length: 0, CID: 3}) }, func([]byte) bool { return true }},
+	{"credit", func(b []byte) []byte { return AppendCredit(b, 7, 1<<20) }, func(p []byte) bool { return ParseCredit(p) == 1<<20 }},
+	{"fin", func(b []byte) []byte { return AppendHeader(b, Header{Type: TypeFin, CID: 3}) }, func([]byte) bool { return true }},
+	{"ping", func(b []byte) []byte { return AppendPing(b, TypePing, 42) }, func(p []byte) bool { return ParsePing(p) == 42 }},
+	{"rst", func(b []byte) []byte { return AppendReason(b, 3, ReasonRst, "") }, func(p []byte) bool { r, _ := ParseReason(p); return r == ReasonRst }},
+}
+
+func TestFramesDoNotAllocate(t *testing.T) {
+	b := make([]byte, 0, 64)
+	for _, f := range frames {
+		n := testing.AllocsPerRun(1000, func() {
+			b = f.encode(b[:0])
+			if h := ParseHeader(b); h.CID == 0 && f.name != "ping" || !f.decode(b[HeaderLen:]) {
+				t.Error(f.name)
+			}
+		})
+		if n != 0 {
+			t.Errorf("%s: %v allocations", f.name, n)
+		}
+	}
+}
+
+func BenchmarkFrames(b *testing.B) {
+	for _, f := range frames {
+		b.Run("encode "+f.name, func(b *testing.B) {
+			buf := make([]byte, 0, 64)
+			b.ReportAllocs()
+			for b.Loop() {
+				buf = f.encode(buf[:0])
+			}
+		})
+		b.Run("decode "+f.name, func(b *testing.B) {
+			buf := f.encode(nil)
+			b.ReportAllocs()
+			for b.Loop() {
+				if h := ParseHeader(buf); h.HeaderTooLong() || !f.decode(buf[HeaderLen:]) {
+					b.Fatal("bad")
+				}
+			}
+		})
+	}
+	open := &Open{Connector: "addomain", Session: "hub-1/123456", Window: 64 << 10, Client: "192.0.2.7:51234"}
+	b.Run("encode open", func(b *testing.B) {
+		buf := make([]byte, 0, 512)
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := AppendMessage(buf[:0], TypeOpen, 3, open, MaxData); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("decode open", func(b *testing.B) {
+		buf, err := AppendMessage(nil, TypeOpen, 3, open, MaxData)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportAllocs()
+		for b.Loop() {
+			var o Open
+			if err := Decode(buf[HeaderLen:], &o); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
