@@ -28,6 +28,20 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // and native in the clear for tests that look at the bytes.
 var carriers = []string{"plain", "tls", "websocket", "websocket-tls"}
 
+// bare is a carrier that can do no more than Carrier asks for: no socket to
+// tune or to ask, no reading ahead, no half-close, as it would be with QUIC.
+const bare = "bare"
+
+type bareCarrier struct{ c net.Conn }
+
+func (b bareCarrier) Read(p []byte) (int, error)         { return b.c.Read(p) }
+func (b bareCarrier) Write(p []byte) (int, error)        { return b.c.Write(p) }
+func (b bareCarrier) Flush() error                       { return nil }
+func (b bareCarrier) Close() error                       { return b.c.Close() }
+func (b bareCarrier) SetReadDeadline(t time.Time) error  { return b.c.SetReadDeadline(t) }
+func (b bareCarrier) SetWriteDeadline(t time.Time) error { return b.c.SetWriteDeadline(t) }
+func (b bareCarrier) Name() string                       { return bare }
+
 // pair is a hub link and an agent link joined by a real connection.
 type pair struct {
 	t          testing.TB
@@ -100,6 +114,9 @@ func carry(t testing.TB, kind string, a, h net.Conn) (agent, hub Carrier) {
 		}
 		g.Collect()
 		a, h = ta, th
+	}
+	if kind == bare {
+		return bareCarrier{a}, bareCarrier{h}
 	}
 	if kind == "websocket" || kind == "websocket-tls" {
 		return NewWebSocket(a, nil, flush, true), NewWebSocket(h, nil, nil, false)

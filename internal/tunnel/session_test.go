@@ -20,7 +20,7 @@ import (
 func isResetErr(err error) bool { return errors.Is(err, syscall.ECONNRESET) }
 
 func eachCarrier(t *testing.T, f func(t *testing.T, carrier string)) {
-	for _, c := range carriers {
+	for _, c := range append([]string{bare}, carriers...) {
 		t.Run(c, func(t *testing.T) { f(t, c) })
 	}
 }

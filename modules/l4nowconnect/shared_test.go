@@ -23,7 +23,7 @@ type tenant struct {
 	done chan error // how Accept ended
 }
 
-func newTenant(t *testing.T, p *sockets, ctx context.Context, name byte) *tenant {
+func newTenant(ctx context.Context, t *testing.T, p *sockets, name byte) *tenant {
 	t.Helper()
 	l, err := p.listen(ctx, "here", listenTCP)
 	if err != nil {
@@ -94,9 +94,9 @@ func wantFree(t *testing.T, p *sockets, addr net.Addr) {
 
 func TestSocketGoesFromOneConfigurationToTheNext(t *testing.T) {
 	var p sockets
-	a := newTenant(t, &p, t.Context(), 'a')
+	a := newTenant(t.Context(), t, &p, 'a')
 	wantServedBy(t, dial(t, a.Addr()), 'a')
-	b := newTenant(t, &p, t.Context(), 'b')
+	b := newTenant(t.Context(), t, &p, 'b')
 	if a.Addr().String() != b.Addr().String() {
 		t.Fatalf("two sockets: %v and %v", a.Addr(), b.Addr())
 	}
@@ -124,7 +124,7 @@ func TestQueueSurvivesTheConfiguration(t *testing.T) {
 	for i := range clients {
 		clients[i] = dial(t, first.Addr())
 	}
-	second := newTenant(t, &p, t.Context(), 'b')
+	second := newTenant(t.Context(), t, &p, 'b')
 	_ = first.Close()
 	for _, c := range clients {
 		wantServedBy(t, c, 'b')
@@ -137,13 +137,13 @@ func TestQueueSurvivesTheConfiguration(t *testing.T) {
 // v0.1.2; its context is what ends then.
 func TestConfigurationThatDoesNotStart(t *testing.T) {
 	var p sockets
-	a := newTenant(t, &p, t.Context(), 'a')
+	a := newTenant(t.Context(), t, &p, 'a')
 	ctx, fail := context.WithCancel(t.Context())
-	b := newTenant(t, &p, ctx, 'b')
+	b := newTenant(ctx, t, &p, 'b')
 	fail()
 	b.wantEnd(t, net.ErrClosed)
 	wantServedBy(t, dial(t, a.Addr()), 'a')
-	c := newTenant(t, &p, t.Context(), 'c')
+	c := newTenant(t.Context(), t, &p, 'c')
 	_ = a.Close()
 	wantServedBy(t, dial(t, c.Addr()), 'c')
 	_ = c.Close()
@@ -161,7 +161,7 @@ func TestBrokenSocketIsOpenedAnew(t *testing.T) {
 	if _, err := l.Accept(); !errors.Is(err, syscall.EINVAL) {
 		t.Errorf("Accept: %v", err)
 	}
-	b := newTenant(t, &p, t.Context(), 'b')
+	b := newTenant(t.Context(), t, &p, 'b')
 	_ = l.Close()
 	wantServedBy(t, dial(t, b.Addr()), 'b')
 	refused := errors.New("refused")
@@ -174,7 +174,7 @@ func TestBrokenSocketIsOpenedAnew(t *testing.T) {
 
 func TestNobodyIsResetWhileConfigurationsChange(t *testing.T) {
 	var p sockets
-	now := newTenant(t, &p, t.Context(), 'x')
+	now := newTenant(t.Context(), t, &p, 'x')
 	addr := now.Addr()
 	stop := make(chan struct{})
 	var served atomic.Int64
@@ -202,7 +202,7 @@ func TestNobodyIsResetWhileConfigurationsChange(t *testing.T) {
 		})
 	}
 	for range 300 {
-		next := newTenant(t, &p, t.Context(), 'x')
+		next := newTenant(t.Context(), t, &p, 'x')
 		_ = now.Close()
 		now.wantEnd(t, net.ErrClosed)
 		now = next
