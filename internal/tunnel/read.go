@@ -33,11 +33,17 @@ type input struct {
 	last    int              // bytes that the last fill found
 	parts   [maxParts][]byte // of deliver
 	arrived time.Time        // when the newest bytes were read
+
+	backlog *backlog // nil when it is the kernel's alone
+	small   int      // small frames among bulk since looked
+	looked  time.Time
+	mixed   time.Time // when there were last many of them
 }
 
 func newInput(c Carrier) *input {
 	in := &input{c: c, base: make([]byte, readSize)}
 	in.ahead, _ = c.(aheader)
+	in.backlog = newBacklog(c)
 	in.buf = in.base
 	return in
 }
@@ -90,6 +96,7 @@ func (in *input) fill(l *Link) error {
 	}
 	if in.last > 0 {
 		in.arrived = time.Now()
+		in.boundBacklog()
 		l.recvd.Add(uint64(in.last))
 		return nil
 	}
@@ -97,6 +104,27 @@ func (in *input) fill(l *Link) error {
 		err = io.ErrNoProgress
 	}
 	return err
+}
+
+// How a link is found to carry small frames among bulk: so many of them in so
+// long, and none for how long before it counts as bulk alone again.
+const (
+	mixedFrames = 8
+	mixedLook   = 50 * time.Millisecond
+	mixedHold   = 2 * time.Second
+)
+
+// boundBacklog keeps what waits in front of the link short while small frames
+// would wait behind bulk there.
+func (in *input) boundBacklog() {
+	if in.backlog == nil || in.burst == nil || in.arrived.Sub(in.looked) < mixedLook {
+		return
+	}
+	if in.small >= mixedFrames {
+		in.mixed = in.arrived
+	}
+	in.looked, in.small = in.arrived, 0
+	in.backlog.resize(in.arrived.Sub(in.mixed) < mixedHold)
 }
 
 // need makes at least n unread bytes available. n is at most readSize.
@@ -145,6 +173,9 @@ func (l *Link) readData(in *input, h wire.Header) *LinkError {
 	}
 	if s != nil {
 		s.obs().FrameReceived(int(h.Length))
+		if in.burst != nil && h.Length <= coalesceBytes {
+			in.small++
+		}
 	}
 	for left := int(h.Length); left > 0; {
 		if in.r == in.w {

@@ -2,6 +2,10 @@ package tunnel
 
 import (
 	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -12,6 +16,60 @@ import (
 // congestion window takes: enough to keep the wire busy, few enough for a
 // small frame to overtake bulk before it reaches the kernel.
 const notSentLowat = 256 << 10
+
+// Receive buffers of a link to a peer near by, in bytes. By itself the kernel
+// lets one grow to 32 MiB (tcp_rmem, Linux 6.16 and later) when a link carries
+// more than this process can take. Bulk alone likes that: nobody has to wait for
+// anybody. But whatever small arrives waits behind all of it, 20 ms and more.
+const (
+	shortQueue = 1 << 20
+	longQueue  = 4 << 20
+)
+
+// backlog is the receive buffer of a link, which can be made short while small
+// frames arrive among bulk. Owned by the link's reader.
+type backlog struct {
+	raw   syscall.RawConn
+	bytes int // as asked for last; 0 leaves it to the kernel
+}
+
+// newBacklog returns nil when the peer is not near: then the network is what
+// frames wait for, and only the kernel knows how much it takes to fill it. Nor
+// is there anything to gain where the kernel would grant less than asked for.
+func newBacklog(c Carrier) *backlog {
+	raw := rawOf(c)
+	if raw == nil || rmemMax() < longQueue || !Near(c) {
+		return nil
+	}
+	return &backlog{raw: raw}
+}
+
+// resize makes the buffer short, or long again.
+func (b *backlog) resize(short bool) {
+	n := longQueue
+	if short {
+		n = shortQueue
+	}
+	if n == b.bytes || !short && b.bytes == 0 {
+		return
+	}
+	b.bytes = n
+	_ = b.raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, n) })
+}
+
+// rmemMax is the largest receive buffer that a process may ask for; 0 when that
+// is not known.
+var rmemMax = sync.OnceValue(func() int {
+	b, err := os.ReadFile("/proc/sys/net/core/rmem_max")
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return 0
+	}
+	return n
+})
 
 func tuneSocket(fd uintptr, userTimeout time.Duration) {
 	_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSentLowat)

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // What the kernel has decides; what it has not leaves the socket as it was.
@@ -84,5 +86,52 @@ func TestCheckCongestionControl(t *testing.T) {
 		if err := CheckCongestionControl(name); (err == nil) != good {
 			t.Errorf("%q: %v", name, err)
 		}
+	}
+}
+
+// While small frames arrive among bulk, a near link's receive buffer is short;
+// of bulk alone it may be long.
+func TestBacklogIsShortAmongSmallFrames(t *testing.T) {
+	if rmemMax() < longQueue {
+		t.Skipf("net.core.rmem_max is %d", rmemMax())
+	}
+	a, _ := tcpPair(t)
+	in := newInput(NewNative(a, nil, nil))
+	raw, err := a.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := func() (n int) {
+		_ = raw.Control(func(fd uintptr) { n, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF) })
+		return n
+	}
+	own := size()
+	now := time.Now()
+	look := func(small int, after time.Duration) int {
+		now = now.Add(after)
+		in.arrived, in.small = now, small
+		in.boundBacklog()
+		return size()
+	}
+	if n := look(100, time.Second); n != own {
+		t.Errorf("%d bytes without bulk, not the kernel's %d", n, own)
+	}
+	in.burst = new([burstSize]byte)
+	if n := look(mixedFrames-1, time.Second); n != own {
+		t.Errorf("%d bytes with bulk alone, not the kernel's %d", n, own)
+	}
+	for range 3 { // the kernel doubles it, for what it needs besides
+		if n := look(mixedFrames, time.Second); n != 2*shortQueue {
+			t.Errorf("%d bytes with small frames", n)
+		}
+	}
+	if n := look(0, mixedHold/2); n != 2*shortQueue {
+		t.Errorf("%d bytes soon after the last small frames", n)
+	}
+	if n := look(0, mixedHold); n != 2*longQueue {
+		t.Errorf("%d bytes with bulk alone again", n)
+	}
+	if b := newBacklog(bareCarrier{a}); b != nil {
+		t.Error("a carrier without a socket has one")
 	}
 }

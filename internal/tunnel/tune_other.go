@@ -20,3 +20,9 @@ func CongestionControl(Carrier) string { return "" }
 
 // Near reports nothing: this platform does not tell.
 func Near(Carrier) bool { return false }
+
+type backlog struct{}
+
+func newBacklog(Carrier) *backlog { return nil }
+
+func (*backlog) resize(bool) {}
