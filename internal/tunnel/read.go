@@ -35,7 +35,7 @@ type input struct {
 	arrived time.Time        // when the newest bytes were read
 
 	backlog *backlog // nil when it is the kernel's alone
-	small   int      // small frames among bulk since looked
+	small   int      // frames of interactive sessions among bulk since looked
 	looked  time.Time
 	mixed   time.Time // when there were last many of them
 }
@@ -114,6 +114,16 @@ const (
 	mixedHold   = 2 * time.Second
 )
 
+// noteSize counts small frames of sessions that have no others. The rest of what
+// a bulk transfer had at hand is small now and then, too.
+func (in *input) noteSize(s *Session, n int) {
+	small := n <= coalesceBytes
+	if small && s.small && in.burst != nil {
+		in.small++
+	}
+	s.small = small
+}
+
 // boundBacklog keeps what waits in front of the link short while small frames
 // would wait behind bulk there.
 func (in *input) boundBacklog() {
@@ -173,9 +183,7 @@ func (l *Link) readData(in *input, h wire.Header) *LinkError {
 	}
 	if s != nil {
 		s.obs().FrameReceived(int(h.Length))
-		if in.burst != nil && h.Length <= coalesceBytes {
-			in.small++
-		}
+		in.noteSize(s, int(h.Length))
 	}
 	for left := int(h.Length); left > 0; {
 		if in.r == in.w {
@@ -195,6 +203,7 @@ func (l *Link) readData(in *input, h wire.Header) *LinkError {
 				break
 			}
 			s.obs().FrameReceived(len(p))
+			in.noteSize(s, len(p))
 			parts = append(parts, p)
 		}
 		s.deliver(parts, in.arrived)

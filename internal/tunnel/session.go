@@ -83,6 +83,8 @@ type Session struct {
 	observer    atomic.Pointer[Observer] // never nil; the agent sets it late, in Accept
 	idleTimeout atomic.Int64             // nanoseconds; likewise
 
+	small bool // the last frame received was small; owned by the link's reader
+
 	// Guarded by link.out.mu.
 	credit  int64     // bytes we may still send
 	queued  bool      // a buffer of ours waits in the sender

@@ -131,6 +131,17 @@ func TestBacklogIsShortAmongSmallFrames(t *testing.T) {
 	if n := look(0, mixedHold); n != 2*longQueue {
 		t.Errorf("%d bytes with bulk alone again", n)
 	}
+	// A small frame counts when the one before it was small, too.
+	interactive, transfer := new(Session), new(Session)
+	in.small = 0
+	for _, n := range []int{300, 300, 300} {
+		in.noteSize(interactive, n)
+		in.noteSize(transfer, n)
+		in.noteSize(transfer, 16000)
+	}
+	if in.small != 2 {
+		t.Errorf("%d small frames counted, want 2", in.small)
+	}
 	if b := newBacklog(bareCarrier{a}); b != nil {
 		t.Error("a carrier without a socket has one")
 	}
