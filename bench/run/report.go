@@ -58,12 +58,14 @@ func (r *Report) Failures() (n int) {
 // spread is a metric over the rounds of a cell.
 type spread struct{ median, low, high float64 }
 
-// over returns the metric's spread; ok is false when nothing was measured.
-func (c *Cell) over(metric string) (s spread, ok bool) {
+// over returns the metric's spread; ok is false when nothing was measured. In
+// the place of the median stands the first round's figure where that is what
+// the metric wants.
+func (c *Cell) over(metric Metric) (s spread, ok bool) {
 	var v []float64
 	if c != nil {
 		for _, r := range c.Rounds {
-			if x, ok := r[metric]; ok && !math.IsNaN(x) {
+			if x, ok := r[metric.Name]; ok && !math.IsNaN(x) {
 				v = append(v, x)
 			}
 		}
@@ -71,10 +73,14 @@ func (c *Cell) over(metric string) (s spread, ok bool) {
 	if len(v) == 0 {
 		return spread{}, false
 	}
+	first := v[0]
 	slices.Sort(v)
 	m := v[len(v)/2]
 	if len(v)%2 == 0 {
 		m = (m + v[len(v)/2-1]) / 2
+	}
+	if metric.First {
+		m = first
 	}
 	return spread{m, v[0], v[len(v)-1]}, true
 }
@@ -109,7 +115,7 @@ func (r *RowResult) brief(names []string) string {
 	parts := []string{r.metrics[0].Name}
 	for _, n := range names {
 		c, there := r.Cells[n]
-		s, ok := c.over(r.metrics[0].Name)
+		s, ok := c.over(r.metrics[0])
 		switch {
 		case ok:
 			parts = append(parts, n+" "+s.String())
@@ -166,7 +172,7 @@ func (r *Report) lines(each func(row *RowResult, m Metric)) {
 		}
 		for _, m := range row.metrics {
 			quiet := m.Quiet && !slices.ContainsFunc(r.Systems, func(n string) bool {
-				s, _ := row.Cells[n].over(m.Name)
+				s, _ := row.Cells[n].over(m)
 				return s.high != 0
 			})
 			if !quiet {
@@ -182,7 +188,7 @@ func (r *Report) figures(b *strings.Builder) {
 		fmt.Fprintf(b, "| %s: %s |", row.Title, m.Name)
 		for _, n := range r.Systems {
 			c, there := row.Cells[n]
-			s, ok := c.over(m.Name)
+			s, ok := c.over(m)
 			switch {
 			case ok && !(n == systems.Direct && strings.Contains(m.Name, "CPU")):
 				fmt.Fprintf(b, " %s |", s)
@@ -200,14 +206,14 @@ func (r *Report) ratios(b *strings.Builder) {
 	names := slices.DeleteFunc(slices.Clone(r.Systems), func(n string) bool { return n == systems.L1 })
 	head(b, "row", names)
 	r.lines(func(row *RowResult, m Metric) {
-		l1, okL1 := row.Cells[systems.L1].over(m.Name)
-		ya, okYa := row.Cells[systems.Yamux].over(m.Name)
+		l1, okL1 := row.Cells[systems.L1].over(m)
+		ya, okYa := row.Cells[systems.Yamux].over(m)
 		if m.Quiet || !okL1 && !okYa {
 			return
 		}
 		fmt.Fprintf(b, "| %s: %s |", row.Title, m.Name)
 		for _, n := range names {
-			s, ok := row.Cells[n].over(m.Name)
+			s, ok := row.Cells[n].over(m)
 			if !ok || n == systems.Direct && strings.Contains(m.Name, "CPU") {
 				b.WriteString(" |")
 				continue

@@ -41,6 +41,16 @@ func TestTableTellsWhatIsMissing(t *testing.T) {
 	}
 }
 
+func TestMemoryIsThatOfTheFirstRound(t *testing.T) {
+	c := &Cell{Rounds: []load.Result{{"RSS": 35}, {"RSS": 9}, {"RSS": 2}}}
+	if s, ok := c.over(Metric{Name: "RSS", First: true}); !ok || s != (spread{35, 2, 35}) {
+		t.Errorf("%v %v", s, ok)
+	}
+	if s, ok := c.over(Metric{Name: "RSS"}); !ok || s.median != 9 {
+		t.Errorf("%v %v", s, ok)
+	}
+}
+
 func TestSelectKnowsRowsAndGroups(t *testing.T) {
 	if rows, err := Select([]string{"down1", "wan"}); err != nil || len(rows) != 5 {
 		t.Errorf("down1 and the group wan are %d rows and %v, want 5", len(rows), err)

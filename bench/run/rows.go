@@ -41,6 +41,9 @@ type Row struct {
 type Metric struct {
 	Name string
 	More bool // more is better
+	// First metrics are shown as of the first round: what a process keeps of one
+	// round is there for the next.
+	First bool
 	// Quiet metrics are shown only when one is not zero.
 	Quiet bool
 }
@@ -51,8 +54,8 @@ var (
 	churnMetrics    = []Metric{{Name: "conns/s", More: true}, {Name: "p50 us"}, {Name: "p99 us"}, {Name: "CPU us/conn"}, {Name: "errors", Quiet: true}}
 	openMetrics     = []Metric{{Name: "p50 us"}, {Name: "p99 us"}, {Name: "errors", Quiet: true}}
 	pacedMetrics    = []Metric{{Name: "p50 us"}, {Name: "p99 us"}, {Name: "bulk MB/s", More: true}, {Name: "unanswered", Quiet: true}}
-	stallMetrics    = []Metric{{Name: "RSS KB each"}, {Name: "p50 us"}, {Name: "p99 us"}, {Name: "bulk MB/s", More: true}, {Name: "stuck conns", Quiet: true}, {Name: "unanswered", Quiet: true}}
-	idleMetrics     = []Metric{{Name: "RSS KB/conn"}, {Name: "opened/s", More: true}, {Name: "fds/conn"}, {Name: "idle CPU %", Quiet: true}, {Name: "failed", Quiet: true}, {Name: "dead of 200", Quiet: true}}
+	stallMetrics    = []Metric{{Name: "RSS KB each", First: true}, {Name: "p50 us"}, {Name: "p99 us"}, {Name: "bulk MB/s", More: true}, {Name: "stuck conns", Quiet: true}, {Name: "unanswered", Quiet: true}}
+	idleMetrics     = []Metric{{Name: "RSS KB/conn", First: true}, {Name: "opened/s", More: true}, {Name: "fds/conn"}, {Name: "idle CPU %", Quiet: true}, {Name: "failed", Quiet: true}, {Name: "dead of 200", Quiet: true}}
 	fidelityMetrics = []Metric{{Name: "half-close passed %", More: true}, {Name: "target's RST passed %", More: true}, {Name: "client's RST passed %", More: true}, {Name: "refusal passed %", More: true}}
 	recoverMetrics  = []Metric{{Name: "after agent kill, ms"}, {Name: "after hub kill, ms"}}
 )
