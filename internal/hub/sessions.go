@@ -159,6 +159,20 @@ func (h *Hub) ServeClient(ctx context.Context, cl *Client) Outcome {
 	return out
 }
 
+// elsewhere runs f in a goroutine of its own and waits for it. Stacks double and
+// seldom shrink: what f needs of one once, for policy and its audit, would be
+// kept for as long as the session lives. A panic goes on in the caller.
+func elsewhere(f func()) {
+	done := make(chan any, 1)
+	go func() {
+		defer func() { done <- recover() }()
+		f()
+	}()
+	if p := <-done; p != nil {
+		panic(p)
+	}
+}
+
 // admit registers the session if limits and source allow it.
 func (h *Hub) admit(s *session, k *Connector) *verdict {
 	addr := s.client.Addr.Addr().Unmap()
@@ -206,7 +220,9 @@ func (h *Hub) dismiss(s *session) {
 
 // carry decides, places and runs an admitted session, and closes ep.
 func (h *Hub) carry(ctx context.Context, s *session, ep tunnel.Endpoint) tunnel.Result {
-	ts, fail := h.open(ctx, s)
+	var ts *tunnel.Session
+	var fail *verdict
+	elsewhere(func() { ts, fail = h.open(ctx, s) })
 	s.cancel() // its timer need not wait for the session
 	if fail != nil {
 		if v := s.verdict.Load(); v != nil {
