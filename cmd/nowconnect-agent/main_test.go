@@ -43,7 +43,7 @@ func TestExitCodesAndWords(t *testing.T) {
 			exitOK, "configuration is valid\n", "warning: token file: open " + absent + ": no such file or directory\n"},
 		{"warnings", with("-check"), []string{"NC_TYPO=1"}, exitOK, "configuration is valid\n", "warning: NC_TYPO: unknown variable, ignored\n"},
 		{"two faults, two lines", with("-check", "-links", "0", "-carrier", "x"), nil, exitConfig, "",
-			"nowconnect-agent: -links: \"0\" is not a whole number from 1 to 16\n-carrier: \"x\" is not one of auto, native, websocket\n"},
+			"nowconnect-agent: -links: \"0\" is not a whole number from 1 to 16, and not auto\n-carrier: \"x\" is not one of auto, native, websocket\n"},
 		{"no such file", []string{"-config", absent}, nil, exitConfig, "",
 			"nowconnect-agent: configuration file: open " + absent + ": no such file or directory\n"},
 		{"a word too many", with("start"), nil, exitConfig, "", "nowconnect-agent: unexpected argument \"start\"; everything is said by flags\n"},
