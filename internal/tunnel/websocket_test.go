@@ -2,6 +2,8 @@ package tunnel
 
 import (
 	"bytes"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -23,24 +25,46 @@ func (s *sink) Write(p []byte) (int, error) {
 
 func (s *sink) Read(p []byte) (int, error) { return s.Buffer.Read(p) }
 
+// maskNaively is RFC 6455 §5.3 as it stands there.
+func maskNaively(src []byte, key [4]byte, pos uint64) []byte {
+	dst := make([]byte, len(src))
+	for i := range src {
+		dst[i] = src[i] ^ key[(pos+uint64(i))%4]
+	}
+	return dst
+}
+
+// All lengths about those at which another way is taken, at all positions, from
+// and to all offsets to a vector.
 func TestMaskIsThatOfTheRFC(t *testing.T) {
-	for range 5000 {
-		src := make([]byte, rand.IntN(3*maskPattern))
-		key := [4]byte{byte(rand.Uint32()), byte(rand.Uint32()), 0, 7}
-		pos := rand.Uint64N(9)
-		for i := range src {
-			src[i] = byte(rand.Uint32())
+	const vector = 16
+	var lengths []int
+	for _, near := range []int{0, maskPattern, 2 * maskPattern, 3 * maskPattern} {
+		for n := max(near-vector-1, 0); n <= near+vector+1; n++ {
+			lengths = append(lengths, n)
 		}
-		want := make([]byte, len(src))
-		for i := range src { // RFC 6455 §5.3
-			want[i] = src[i] ^ key[(pos+uint64(i))%4]
-		}
-		got := make([]byte, len(src)+5)
-		if maskBytes(got, src, key, pos); !bytes.Equal(got[:len(src)], want) || !bytes.Equal(got[len(src):], make([]byte, 5)) {
-			t.Fatalf("%d bytes at %d: wrong", len(src), pos)
-		}
-		if maskBytes(src, src, key, pos); !bytes.Equal(src, want) {
-			t.Fatalf("%d bytes at %d, in place: wrong", len(src), pos)
+	}
+	rng := rand.NewChaCha8([32]byte{1})
+	buf, out := make([]byte, 4*maskPattern), make([]byte, 4*maskPattern)
+	for _, n := range lengths {
+		for pos := range uint64(8) {
+			for offset := range vector {
+				var key [4]byte
+				_, _ = rng.Read(key[:])
+				_, _ = rng.Read(buf[:offset+n+vector])
+				pos, to := pos+rng.Uint64()<<3, int(rng.Uint64()%vector)
+				src, want := buf[offset:offset+n], maskNaively(buf[offset:offset+n], key, pos)
+				clear(out)
+				maskBytes(out[to:], src, key, pos)
+				if !bytes.Equal(out[to:to+n], want) || bytes.Count(out[:to], []byte{0}) != to || bytes.Count(out[to+n:], []byte{0}) != len(out)-to-n {
+					t.Fatalf("%d bytes at %d, from offset %d to %d: wrong", n, pos, offset, to)
+				}
+				after := bytes.Clone(buf[offset+n:])
+				maskBytes(src, src, key, pos)
+				if !bytes.Equal(src, want) || !bytes.Equal(buf[offset+n:], after) {
+					t.Fatalf("%d bytes at %d, in place at offset %d: wrong", n, pos, offset)
+				}
+			}
 		}
 	}
 }
@@ -75,6 +99,120 @@ func TestMessagesOfAllSizes(t *testing.T) {
 		got := make([]byte, len(sent))
 		if _, err := io.ReadFull(r, got); err != nil || !bytes.Equal(got, sent) {
 			t.Errorf("client %v: wrong bytes arrive, or %v", client, err)
+		}
+	}
+}
+
+// hooked calls before with the number of each write and fails when that does.
+type hooked struct {
+	sink
+	before func(i int) error
+}
+
+func (h *hooked) Write(p []byte) (int, error) {
+	if err := h.before(len(h.writes)); err != nil {
+		return 0, err
+	}
+	return h.sink.Write(p)
+}
+
+// A ping that is read while a message is written in pieces is answered behind
+// that message.
+func TestPongWaitsForTheMessage(t *testing.T) {
+	for _, client := range []bool{false, true} {
+		conn, in := &hooked{}, &sink{}
+		c := NewWebSocket(conn, in, nil, client)
+		conn.before = func(i int) error {
+			if i == 1 {
+				peer := NewWebSocket(in, nil, nil, !client).(*webSocket)
+				if err := peer.message(wsPing, []byte("there?")); err != nil {
+					t.Error(err)
+				}
+				if err := peer.Flush(); err != nil {
+					t.Error(err)
+				}
+				if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+					t.Errorf("after the ping: %v", err)
+				}
+			}
+			return nil
+		}
+		p := bytes.Repeat([]byte{0x8a, 0}, 2*messagesSize) // could be taken for pongs
+		for range 2 {
+			if _, err := c.Write(p); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := c.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(conn.writes); n < 5 {
+			t.Fatalf("%d writes: the ping was not in the middle", n)
+		}
+		var ops []byte
+		for conn.Len() > 0 {
+			op, payload := frameNaively(t, &conn.Buffer, client)
+			ops = append(ops, op)
+			switch {
+			case op == wsBinary && !bytes.Equal(payload, p):
+				t.Errorf("client %v: message %d is not what was sent", client, len(ops))
+			case op == wsPong && string(payload) != "there?":
+				t.Errorf("client %v: pong %q", client, payload)
+			}
+		}
+		if string(ops) != string([]byte{wsBinary, wsBinary, wsPong}) {
+			t.Errorf("client %v: opcodes %v", client, ops)
+		}
+	}
+}
+
+// frameNaively takes a whole frame from r, as RFC 6455 §5.2 draws it.
+func frameNaively(t *testing.T, r *bytes.Buffer, masked bool) (op byte, payload []byte) {
+	t.Helper()
+	h := r.Next(2)
+	n := uint64(h[1] & 0x7f)
+	if n == 126 {
+		n = uint64(binary.BigEndian.Uint16(r.Next(2)))
+	} else if n == 127 {
+		n = binary.BigEndian.Uint64(r.Next(8))
+	}
+	var key [4]byte
+	if h[1]&0x80 != 0 != masked {
+		t.Fatal("wrong masking")
+	}
+	if masked {
+		copy(key[:], r.Next(4))
+	}
+	if uint64(r.Len()) < n {
+		t.Fatalf("a frame of %d bytes, and %d are there", n, r.Len())
+	}
+	return h[0] & 0x0f, maskNaively(r.Next(int(n)), key, 0)
+}
+
+func TestWriteFailsWithAnyPiece(t *testing.T) {
+	broken := errors.New("broken")
+	for piece := range 3 {
+		conn := &hooked{before: func(i int) error {
+			if i == piece {
+				return broken
+			}
+			return nil
+		}}
+		c := NewWebSocket(conn, nil, nil, true)
+		if n, err := c.Write(make([]byte, 3*messagesSize)); n != 0 || !errors.Is(err, broken) {
+			t.Errorf("piece %d fails: %d, %v", piece, n, err)
+		}
+	}
+}
+
+func TestIdleWebSocketHoldsNoBuffer(t *testing.T) {
+	c := NewWebSocket(&sink{}, nil, nil, true).(*webSocket)
+	for _, n := range []int{1, messagesSize - maxWSHeader, messagesSize, 3 * messagesSize} {
+		if _, err := c.Write(make([]byte, n)); err != nil || c.buf == nil {
+			t.Errorf("%d bytes: %v, buffer %v", n, err, c.buf != nil)
+		}
+		if err := c.Flush(); err != nil || c.buf != nil {
+			t.Errorf("flushed after %d bytes: %v, buffer %v", n, err, c.buf != nil)
 		}
 	}
 }
